@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,8 @@ from .nn.weights import in_evaluation
 from .progress import advance_to, portion
 from .sampling.known import keep_top as top_rows
 from .sampling.known import known_pixels
-from .sampling.request import Choices, Request, default_label, drawn_seed, normal_float
-from .sampling.two_step import draw, posterior_mean
+from .sampling.request import Choices, Request, drawn_seed
+from .sampling.two_step import draw
 from .smoothing import Smoothing
 from .work import batches
 
@@ -71,7 +70,6 @@ class SmoothedPair(Pretrained):
                 'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
                 f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
             )
-        noisy.role, denoiser.role = noisy.role or "noisy", denoiser.role or "denoiser"
         self.noisy = noisy
         self.denoiser = denoiser
         self.smoothing = smoothing
@@ -102,16 +100,13 @@ class SmoothedPair(Pretrained):
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns them.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
-        with classes draws the class of each image from the "prior"; with known pixels it draws
-        without a class, and ValueError asks for one where it was trained without label dropout.
+        with classes draws the class of a new image from the "prior". It completes and denoises
+        without a class; ValueError asks for one where it was trained without label dropout.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
         request, drawn = Request.make(n, method, **choices), []
-        if request.label is None:
-            label = default_label(self.classes, completes=request.known is not None)
-            request = replace(request, label=label)
         if batch_size is not None:
             check_number("batch_size", batch_size)
         with torch_threads(threads):
@@ -162,30 +157,25 @@ class SmoothedPair(Pretrained):
         precision: Precision = "auto",
         **choices: Unpack[Choices],
     ) -> Tensor:
-        """Denoise images x~ (B, C, H, W): the second step of `sample`, with its default label.
+        """Denoise images x~ (B, C, H, W): the second step of `sample`; by default without a class.
 
         Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
         request = Request.make(len(x_tilde), method, x_tilde, **choices)
-        if request.label is None:
-            request = replace(request, label=default_label(self.classes, completes=False))
         with torch_threads(threads):
             return draw(self, request, precision)
 
-    @torch.no_grad()
     def single_step(
         self, x_tilde: Tensor, *, label: ClassLabel | None = None, guidance: float = 0.0
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
-        label: as in `elbo`. guidance: as in `Choices`, but it extrapolates the gradients of the two
-        passes, not their parameters. The result carries no gradient.
+        It is `denoise` with the method "single-step". guidance extrapolates the gradients of the
+        two passes, not their parameters. The result carries no gradient.
         Raises ValueError for smoothing that is not Gaussian.
         """
-        self._check_images("x_tilde", x_tilde)
-        guidance = normal_float("guidance", guidance, or_zero=True)
-        return posterior_mean(self, x_tilde, self._labels(label, len(x_tilde)), guidance)
+        return self.denoise(x_tilde, method="single-step", label=label, guidance=guidance)
 
     @torch.no_grad()
     def elbo(
@@ -193,45 +183,25 @@ class SmoothedPair(Pretrained):
         x: Tensor,
         *,
         label: ClassLabel | None = None,
-        n_noise: int = 1,
-        importance_weighted: bool = False,
         seed: int | None = 0,
         first_index: int = 0,
-        top_classes: int | None = TOP_CLASSES,
+        **options: Any,
     ) -> Tensor:
-        """A lower bound on log p(x) from `n_noise` draws of x~ per image: (B,), nats.
+        """A lower bound on log p(x), from draws of x~ for each image: (B,), nats.
 
-        Each draw gives a log-weight log p(x~) - log q(x~ | x) + log p(x | x~). Their mean estimates
-        the evidence lower bound; with `importance_weighted` the log of the mean weight, which is
-        tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
-        with a continuous one a log-density in units of [-1, 1]. The noise of row b is a function of
-        (seed, first_index + b, draw); None draws a seed, as samplers do.
-
-        label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
-        Without one a weight is a sum over classes, weighted by their shares of the training images.
-        top_classes: how many classes the sum has, chosen for each draw by
-        `dsmooth.bound.likely_classes`; None: all. A sum over fewer classes is a lower bound of the
-        whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and is lower by 0.00034
-        bits/dim (`mnist`, 30 classes) and 0.00014 (`mnist-classes`, 10), measured on 1,000 test
-        images.
-
-        Images are computed in batches, so that memory does not grow with B. Raises ValueError for
-        images of another size or outside [-1, 1], and for a discretized denoiser for values that
-        are not bytes. The result carries no gradient; `pair(x)` is the same bound with gradients.
+        options: n_noise, importance_weighted and top_classes of `forward`, which says more. The
+        noise of row b is a function of (seed, first_index + b, draw); the seed None draws one, as
+        samplers do. Images are computed in batches, so that memory does not grow with B. The result
+        carries no gradient.
         """
-        self._check_images("x", x)
-        numbers, bounds = self._labels(label, len(x)), []
-        bound = partial(
-            self.forward,
-            n_noise=n_noise,
-            importance_weighted=importance_weighted,
-            seed=drawn_seed() if seed is None else seed,
-            top_classes=top_classes,
-        )
-        for first in range(0, max(1, len(x)), BOUND_IMAGES):
-            part = slice(first, first + BOUND_IMAGES)
-            labels = None if numbers is None else numbers[part]
-            bounds.append(bound(x[part], label=labels, first_index=first_index + first))
+        labels, bounds = self._labels(label, len(x)), []
+        seed = drawn_seed() if seed is None else seed
+        for part in batches(len(x), BOUND_IMAGES) or [range(0)]:
+            images = slice(part.start, part.stop)
+            own = None if labels is None else labels[images]
+            first = first_index + part.start
+            bound = self.forward(x[images], label=own, seed=seed, first_index=first, **options)
+            bounds.append(bound)
             advance_to(part.stop / max(1, len(x)))
         return torch.cat(bounds)
 
@@ -248,24 +218,37 @@ class SmoothedPair(Pretrained):
     ) -> Tensor:
         """The bound of `elbo` with gradients in the weights of both models and in x: (B,), nats.
 
+        Each of `n_noise` draws of x~ gives a log-weight log p(x~) - log q(x~ | x) + log p(x | x~).
+        Their mean estimates the evidence lower bound; with `importance_weighted` the log of the
+        mean weight, which is tighter in expectation. With a discretized denoiser it bounds the
+        log-probability of bytes; with a continuous one a log-density in units of [-1, 1].
+
+        label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
+        Without one a weight is a sum over classes, weighted by their shares of the training images.
+        top_classes: how many classes the sum has, chosen for each draw by
+        `dsmooth.bound.likely_classes`; None: all. A sum over fewer classes is a lower bound of the
+        whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and is lower by 0.00034
+        bits/dim (`mnist`, 30 classes) and 0.00014 (`mnist-classes`, 10), measured on 1,000 test
+        images.
+
         Each call draws fresh noise from torch's generator, unless `seed` or `first_index` is given
         (then the other one is 0, and the noise is that of `elbo`). Dropout is never used, even in
-        training mode. `(-pair(x)).mean().backward()` tunes both models.
+        training mode. `(-pair(x)).mean().backward()` tunes both models. Raises ValueError for
+        images of another size or outside [-1, 1], and for a discretized denoiser for values that
+        are not bytes.
         """
         check_number("n_noise", n_noise)
         self._check_images("x", x)
         self.check_scale("x", x)
-        pair, draws = in_evaluation(self), []
-        label = self._labels(label, len(x))
+        pair, weights = in_evaluation(self), []
+        models, label = (pair.noisy, pair.denoiser), self._labels(label, len(x))
         for i in range(n_noise):
             x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
-            terms = bound_terms(
-                (pair.noisy, pair.denoiser), x, x_tilde, label, pair.log_prior, top_classes
-            )
+            terms = bound_terms(models, x, x_tilde, label, pair.log_prior, top_classes)
             smoothing = -self.smoothing.log_prob(x_tilde, x)
-            draws.append(terms["noisy"] + smoothing + terms["denoiser"])
-        weights = torch.stack(draws)
-        return log_mean_exp(weights) if importance_weighted else weights.mean(0)
+            weights.append(terms["noisy"] + smoothing + terms["denoiser"])
+        draws = torch.stack(weights)
+        return log_mean_exp(draws) if importance_weighted else draws.mean(0)
 
     @property
     def log_prior(self) -> Tensor:

@@ -205,7 +205,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: PAIR().complete(X, UPPER.numpy()), "mask must be a tensor, got ndarray"),
     (lambda: PAIR().complete(X, UPPER.expand(6, -1, -1), draws=3), r"\(2, 8, 8\), got \(6, 8"),
     (lambda: PAIR().sample(2, precision="float16"), "must be one of auto, float32, bfloat16, got"),
-    (lambda: PAIR().single_step(X.double()), "x must be float32, got float64"),
+    (lambda: PAIR().single_step(X, label=3), "^`label` was given, but the model has no classes"),
+    (lambda: PAIR().sample(1, seed=1, generator=torch.Generator()), "seed and generator both"),
 ]
 
 

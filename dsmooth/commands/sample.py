@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from ..data.pictures import is_diverged, save_grid
 from ..fields import check_number
@@ -25,7 +26,8 @@ def sample(options: Sample) -> None:
     started = time.monotonic()
     if not suffix_of(options.out[0]):
         settings = {
-            **request.identity(),
+            **asdict(options.drawing),
+            "seed": request.seed,
             "first_index": request.first_index,
             "device": models.device.type,
             "precision": precision,

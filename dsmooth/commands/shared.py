@@ -121,7 +121,7 @@ def request_of(
             raise ValueError("--method is for a pair, not for a single model: leave it out")
     label: Label = drawing.label if own_labels is None else own_labels
     if label is None:
-        label = default_label(models.classes, completes=known is not None)
+        label = default_label(models.classes, given=known is not None)
     request = Request(
         count,
         from_first(drawn_seed) if drawing.seed is None else drawing.seed,

@@ -9,22 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..functional.dispatch import forward_mode_obstacle
-from .condition import NO_CLASS
 from .pixelcnnpp import PixelCNNpp
 
 
-def input_gradient(
-    model: PixelCNNpp, x: Tensor, label: Tensor | None = None, guidance: float = 0.0
-) -> Tensor:
+def input_gradient(model: PixelCNNpp, x: Tensor, label: Tensor | None = None) -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
 
-    guidance: weight of the extrapolation from the gradient without a class through that with the
-    label. Raises NotImplementedError under forward-mode differentiation, which is not supported.
+    Raises NotImplementedError under forward-mode differentiation, which is not supported.
     """
-    if guidance and label is not None:
-        no_class = torch.full_like(label, NO_CLASS)
-        unconditional, conditional = (input_gradient(model, x, y) for y in (no_class, label))
-        return torch.lerp(unconditional, conditional, 1 + guidance)
     return _gradient(model, "x", {"x": x, "label": label})
 
 

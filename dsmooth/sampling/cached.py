@@ -85,6 +85,8 @@ class CachedSampler:
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
+        if instruction_set != "auto":
+            raise ValueError(f"instruction_set is for the CPU, not for {device}: leave it out")
         self._kernel = sampler_kernel(device, str(dtype).removeprefix("torch."))
         card = self._kernel.card
         # torch restores the previous device without creating a context there.
@@ -229,7 +231,10 @@ class CachedSampler:
                         time.sleep(POLL_SECONDS)
 
 
-_PACKED: WeakKeyDictionary[PixelCNNpp, Packed] = WeakKeyDictionary()
+# For each network and dtype, the weights that were packed and their sampler.
+_PACKED: WeakKeyDictionary[PixelCNNpp, dict[torch.dtype, tuple[Tensor, CachedSampler]]] = (
+    WeakKeyDictionary()
+)
 
 
 def draw_network(
@@ -256,7 +261,7 @@ def draw_network(
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
-        return _packed(model, dtype).run(request, size, context)
+        return packed_sampler(model, dtype).run(request, size, context)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     hint = "" if change else "; `dsmooth doctor` says more"
@@ -264,35 +269,26 @@ def draw_network(
     return draw_sequentially(model, request, size, context)
 
 
-def _packed(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
-    """The sampler of a network as it is now, packed again only if a weight has changed."""
-    packed = _PACKED.get(model)
-    if packed is None or model.config != packed.model.config or not packed.has_weights_of(model):
-        packed = _PACKED[model] = Packed(model)
-    if dtype not in packed.samplers:
-        packed.samplers[dtype] = CachedSampler(packed.model, dtype)
-    return packed.samplers[dtype]
+def packed_sampler(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
+    """The sampler of a network as it is now, packed again only if a weight has changed.
 
-
-class Packed:
-    """A copy of a network, since another thread may change its weights, and a sampler per dtype."""
-
-    def __init__(self, model: PixelCNNpp) -> None:
-        self.model = copy.deepcopy(model)
-        self.weights = _all_weights(self.model)
-        self.samplers: dict[torch.dtype, CachedSampler] = {}
-
-    def has_weights_of(self, model: PixelCNNpp) -> bool:
-        """Whether a network has the same weights; changes through `.data` show as well.
-
-        They are compared at once, so that a GPU is waited for once.
-        """
-        own, other = self.weights, _all_weights(model)
-        return own.dtype == other.dtype and own.device == other.device and own.equal(other)
+    Changes through `.data` show as well. It is packed from a copy: another thread may change the
+    weights, as to their average and back.
+    """
+    kept, weights = _PACKED.setdefault(model, {}), _flat(model)
+    if dtype in kept:
+        own, sampler = kept[dtype]
+        is_alike = own.dtype == weights.dtype and own.device == weights.device
+        if is_alike and sampler.config == model.config and own.equal(weights):
+            return sampler
+    frozen = copy.deepcopy(model)
+    kept[dtype] = _flat(frozen), CachedSampler(frozen, dtype)
+    return kept[dtype][1]
 
 
 @torch.no_grad()
-def _all_weights(model: PixelCNNpp) -> Tensor:
+def _flat(model: PixelCNNpp) -> Tensor:
+    """All weights in one tensor, so that a comparison waits for a GPU once."""
     return torch.cat([parameter.flatten() for parameter in model.parameters()])
 
 

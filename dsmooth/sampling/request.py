@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from numbers import Real
-from typing import TypedDict, get_args
+from operator import index
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -28,15 +27,16 @@ from .known import KnownPixels, known_pixels
 
 # The class of all images or of each; "each", the classes in turn; "prior", classes drawn from it.
 Label = ClassLabel | None
+PER_IMAGE = (np.ndarray, Tensor, list, tuple)  # types of labels of several images
 
 
 class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler. With the weights they determine the images.
 
     seed: 0 by default. None draws a seed, which a warning of the logger `dsmooth` reports.
-    generator: a torch.Generator that gives the seed instead, whatever `seed` is, and a new one at
-    each call. first_index: index of the first image in the stream of `seed`, 0 by default.
-    temperature: > 0, 1 by default; divides the logits and multiplies the scales.
+    generator: a torch.Generator that gives the seed instead, a new one at each call. first_index:
+    index of the first image in the stream of `seed`, 0 by default. temperature: > 0, 1 by default;
+    divides the logits and multiplies the scales.
 
     label: for models with classes. A number or a name is the class of all images. "each" gives
     image i the class i modulo the number of classes. "prior" draws the class of each image by the
@@ -81,21 +81,22 @@ class Request:
     x_tilde: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.label, np.ndarray):
-            label = torch.from_numpy(self.label.copy()) if self.label.ndim else self.label.item()
-            object.__setattr__(self, "label", label)
-        if isinstance(self.label, Tensor) and self.label.ndim == 0:
-            object.__setattr__(self, "label", self.label.item())
+        label: Any = self.label
+        if isinstance(label, np.ndarray | Tensor) and label.ndim == 0:
+            label = label.item()
         check_number("count", self.count)
         seed_words(self.seed)
         whole_index(self.first_index, self.count)
-        for name in ("count", "seed", "first_index"):
-            object.__setattr__(self, name, getattr(self, name).__index__())
         check_one_of("method", self.method, get_args(Method))
-        object.__setattr__(self, "temperature", normal_float("temperature", self.temperature))
-        object.__setattr__(self, "guidance", normal_float("guidance", self.guidance, or_zero=True))
-        if isinstance(self.label, Tensor | list | tuple) and len(self.label) != self.count:
-            raise SettingError("label", f"must have {self.count} classes, got {len(self.label)}")
+        if isinstance(label, PER_IMAGE) and len(label) != self.count:
+            raise SettingError("label", f"must have {self.count} classes, got {len(label)}")
+        plain = {
+            "label": label,
+            **{name: index(getattr(self, name)) for name in ("count", "seed", "first_index")},
+            "temperature": normal_float("temperature", self.temperature),
+            "guidance": normal_float("guidance", self.guidance, or_zero=True),
+        }
+        vars(self).update(plain)  # numbers of numpy or torch as those of Python
 
     @classmethod
     def make(
@@ -105,34 +106,29 @@ class Request:
         x_tilde: Tensor | None = None,
         /,
         *,
-        seed: int | None = 0,
         generator: torch.Generator | None = None,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        label: Label = None,
-        guidance: float = 0.0,
         known: Tensor | None = None,
         mask: Tensor | None = None,
+        **choices: Any,
     ) -> Request:
         """Make a request from a user's `Choices`."""
+        seed = choices.pop("seed", None if generator is not None else 0)
         if generator is not None:
+            if seed is not None:
+                raise ValueError("seed and generator both decide the images: leave one out")
             device = generator.device
             seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
         if (known is None) != (mask is None):
             raise ValueError(
                 "known and mask go together: images, and which of their pixels to keep"
             )
-        pixels = None if known is None or mask is None else known_pixels(known, mask, count)
         return cls(
             count,
             drawn_seed() if seed is None else seed,
-            first_index,
-            method,
-            temperature,
-            pixels,
-            label,
-            guidance,
-            x_tilde,
+            method=method,
+            known=None if known is None or mask is None else known_pixels(known, mask, count),
+            x_tilde=x_tilde,
+            **choices,
         )
 
     def labels(self, classes: Classes | None, device: torch.device | str = "cpu") -> Tensor | None:
@@ -140,26 +136,20 @@ class Request:
 
         It is made on `device`, so that a CUDA graph can capture it.
         """
-        label = self.label
-        if classes is not None and isinstance(label, str) and label == "prior":
-            return self.prior_classes(classes, device)
-        if classes is not None and isinstance(label, str) and label == "each":
-            count = len(classes.names)
-            return (torch.arange(self.count, device=device) + self.first_index % count) % count
-        if isinstance(label, Tensor):  # checked before the copy to a GPU, where values are not
-            checked = labels_of(label, classes, self.count)
-            return None if checked is None else checked.to(device)
-        return labels_of(label, classes, self.count, device)
-
-    def prior_classes(self, classes: Classes, device: torch.device | str = "cpu") -> Tensor:
-        """A class drawn from the prior for each image: (count,) int64."""
-        first, stream = self.first_index, Stream.CLASS
-        words = image_words(
-            self.count, 1, seed=self.seed, first_index=first, stream=stream, device=device
-        )
-        word = words[:, 0, 0]
+        label, first = self.label, self.first_index
+        if classes is None or not isinstance(label, str) or label not in ("each", "prior"):
+            # A tensor is checked before the copy to a GPU, where values are not.
+            place = None if isinstance(label, Tensor) else device
+            numbers = labels_of(label, classes, self.count, place)
+            return None if numbers is None else numbers.to(device)
+        count = len(classes.names)
+        if label == "each":
+            return (torch.arange(self.count, device=device) + first % count) % count
+        word = image_words(
+            self.count, 1, seed=self.seed, first_index=first, stream=Stream.CLASS, device=device
+        )[:, 0, 0]
         if not classes.shares:
-            return word * len(classes.names) >> 32
+            return word * count >> 32
         # A class owns the words between two limits.
         limits = (round(2**32 * share) for share in accumulate(classes.shares[:-1]))
         return sum(((word >= limit).long() for limit in limits), torch.zeros_like(word))
@@ -185,43 +175,27 @@ class Request:
             first_index=self.first_index + part.start,
             count=len(part),
             known=known and KnownPixels(known.images[span], known.mask[span]),
-            label=label[span] if isinstance(label, Tensor | list | tuple) else label,
+            label=label[span] if isinstance(label, PER_IMAGE) else label,
             x_tilde=None if self.x_tilde is None else self.x_tilde[span],
         )
 
-    def identity(self) -> Mapping[str, object]:
-        """The settings that determine an image, in addition to its index and the weights, as
-        JSON."""
-        label, known, x_tilde = self.label, self.known, self.x_tilde
-        identity = {
-            "seed": self.seed,
-            "method": self.method,
-            "temperature": self.temperature,
-            "label": digest_of(label.detach()) if isinstance(label, Tensor) else label,
-            "guidance": self.guidance or None,
-            "known_sha256": known and digest_of(known.mask, known.images.float()),
-            "given_sha256": None if x_tilde is None else digest_of(x_tilde),
-        }
-        return {name: value for name, value in identity.items() if value is not None}
 
-
-def default_label(classes: Classes | None, *, completes: bool) -> Label:
+def default_label(classes: Classes | None, *, given: bool) -> Label:
     """The label of images of models with `classes` where none is given.
 
-    completes: whether pixels are known. Their class is not: a completion is then drawn without a
-    class, which only label dropout teaches. SettingError for models trained without it.
+    A new image has a class drawn by the prior. The class of an image that is given in part or noisy
+    is not known: it is drawn without one, which only label dropout teaches. SettingError for models
+    that were trained without.
     """
     if classes is None:
         return None
-    if not completes:
-        return "prior"
-    if not classes.dropout:
+    if given and not classes.dropout:
         raise SettingError(
             "label",
-            "must be given to complete images: the model was trained without label dropout, so it "
-            "cannot draw without a class",
+            "must be given to complete or denoise images: the model was trained without label "
+            "dropout, so it cannot draw without a class",
         )
-    return NO_CLASS
+    return NO_CLASS if given else "prior"
 
 
 def check_guidance(config: ModelConfig) -> None:
@@ -266,14 +240,6 @@ def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
         zero = "0, or " if or_zero else ""
         raise SettingError(name, f"must be {zero}positive and a normal float32, got {value!r}")
     return number
-
-
-def digest_of(*tensors: Tensor) -> str:
-    """SHA-256 of the values of tensors."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -20,7 +20,7 @@ from ..smoothing import GaussianSmoothing, Smoothing
 from ..work import runs
 from .cached import draw_network
 from .known import KnownPixels
-from .request import Request, check_guidance
+from .request import Request, check_guidance, default_label
 
 
 class Pair(Protocol):
@@ -49,8 +49,16 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
         return draw_network(model, request, model.image_size, None, precision)
-    check_request(model, request)
+    networks = [model.noisy] + [model.denoiser] * (request.method == "two-step")
     classes = model.noisy.config.classes or model.denoiser.config.classes
+    if request.guidance and not any(network.config.classes for network in networks):
+        check_guidance(model.noisy.config)  # no network would use it
+    if request.known is not None:
+        as_bytes = model.denoiser.config.likelihood == "discretized"
+        check_scale("known", request.known.values, as_bytes=as_bytes)
+    if request.label is None:
+        given = request.known is not None or request.x_tilde is not None
+        request = replace(request, label=default_label(classes, given=given))
     request = replace(request, label=request.labels(classes, model.noisy.device))
     x_tilde, steps = request.x_tilde, 1 if request.method == "noisy" else 2
     if x_tilde is None:
@@ -58,32 +66,20 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
             x_tilde = draw_noisy(model, request, precision)
     if request.method == "noisy":
         return x_tilde
-    diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
+    diverged = is_diverged(x_tilde).view(-1, 1, 1, 1)
     denoise = denoise_by_mean if request.method == "single-step" else draw_clean
     with portion(1.0 if request.x_tilde is not None else 1 / steps):
         x = denoise(model, request, torch.where(diverged, 0.0, x_tilde), precision)
     return torch.where(diverged, math.nan, x)
 
 
-def check_request(pair: Pair, request: Request) -> None:
-    """Raise ValueError for guidance that no network of the pair would use, and for known pixels
-    that are not images of the pair."""
-    networks = [pair.noisy, pair.denoiser] if request.method == "two-step" else [pair.noisy]
-    if request.guidance and not any(network.config.classes for network in networks):
-        check_guidance(pair.noisy.config)
-    if request.known is not None:
-        as_bytes = pair.denoiser.config.likelihood == "discretized"
-        check_scale("known", request.known.values, as_bytes=as_bytes)
-
-
 def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:
     """x~ ~ p(x~), with the known pixels of the request plus noise of the smoothing."""
-    known = request.known
-    if known is not None:
+    if request.known is not None:
         seed, first_index = request.seed, request.first_index
-        noised = pair.smoothing.sample(known.images, seed=seed, first_index=first_index)
-        known = KnownPixels(noised, known.mask)
-    step = of_network(replace(request, known=known), pair.noisy)
+        noised = pair.smoothing.sample(request.known.images, seed=seed, first_index=first_index)
+        request = replace(request, known=KnownPixels(noised, request.known.mask))
+    step = of_network(request, pair.noisy)
     return draw_network(pair.noisy, step, pair.image_size, None, precision)
 
 
@@ -122,26 +118,22 @@ def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
 
 
 def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor, _: Precision) -> Tensor:
-    """E[x | x~], and the known pixels."""
-    step = of_network(request, pair.noisy)
-    label = step.labels(pair.noisy.config.classes, x_tilde.device)
-    x = posterior_mean(pair, x_tilde.to(pair.noisy.dtype), label, request.guidance)
+    """E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula), and the known pixels."""
+    noisy, smoothing = pair.noisy, pair.smoothing
+    if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
+        kind = type(smoothing).__name__
+        raise ValueError(f"single-step denoising needs gaussian smoothing, got {kind}")
+    labels = of_network(request, noisy).passes(noisy.config, noisy.head.bias)
+    x_tilde = x_tilde.to(noisy.dtype)
+    gradient, *without_class = (
+        input_gradient(in_evaluation(noisy), x_tilde, label) for label in labels
+    )
+    for other in without_class:
+        gradient = torch.lerp(other, gradient, 1 + request.guidance)
+    x = x_tilde + smoothing.scale**2 * gradient
     return x if request.known is None else request.known.keep(x)
 
 
 def of_network(request: Request, network: PixelCNNpp) -> Request:
     """A request as a network of a pair takes it: without classes, with no label and no guidance."""
     return request if network.config.classes else replace(request, label=None, guidance=0.0)
-
-
-def posterior_mean(pair: Pair, x_tilde: Tensor, label: Tensor | None, guidance: float) -> Tensor:
-    """E[x | x~] of x~ (B, C, H, W); arguments and errors: see `SmoothedPair.single_step`."""
-    noisy, smoothing = pair.noisy, pair.smoothing
-    if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
-        kind = type(smoothing).__name__
-        raise ValueError(f"single-step denoising needs gaussian smoothing, got {kind}")
-    if guidance:
-        check_guidance(noisy.config)
-    label = label if noisy.config.classes else None
-    gradient = input_gradient(in_evaluation(noisy), x_tilde, label, guidance)
-    return x_tilde + smoothing.scale**2 * gradient

@@ -295,7 +295,7 @@ def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> No
 
     def packed(model: PixelCNNpp, precision: Precision = "float32") -> CachedSampler:
         sample_images(model, 1, height=4, width=4, precision=precision)
-        return cached._PACKED[model].samplers[getattr(torch, precision)]
+        return cached._PACKED[model][getattr(torch, precision)][1]
 
     first = packed(model)
     assert packed(model) is first

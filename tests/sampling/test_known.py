@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from dsmooth.sampling import keep_top, sample_images
-from dsmooth.sampling.known import known_pixels
-from dsmooth.sampling.request import Request
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, CLASSES, images, network, numbered, tiny_pair
 from tests.helpers.sampler_checks import (
@@ -106,18 +104,6 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     assert torch.equal(completed[kept], (smoothed if method == "noisy" else x)[kept])
 
 
-def test_what_is_known_decides_the_images() -> None:
-    """And so two requests are told apart by their identity."""
-    x, mask = images(), random_mask()
-    masks = mask, ~mask, torch.ones_like(mask)
-    requests = [Request(N, known=known_pixels(x, m, N)) for m in masks]
-    requests += [Request(N), Request(N, known=known_pixels(-x, mask, N))]
-    identities = [request.identity() for request in requests]
-    assert all(identities[i] != identities[j] for i in range(5) for j in range(i))
-    hidden = torch.where(mask[:, None], x, torch.nan)
-    assert Request(N, known=known_pixels(hidden, mask, N)).identity() == identities[0]
-
-
 def test_keep_top() -> None:
     for fraction, rows in ((0, 0), (0.2, 2), (0.25, 2), (0.3, 2), (0.5, 4), (1, 8)):
         mask = keep_top(fraction, (8, 12))
@@ -129,14 +115,17 @@ def test_keep_top() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_completion_without_a_label_has_no_class(dropout: float) -> None:
+def test_what_is_given_without_a_label_has_no_class(dropout: float) -> None:
     """If the models learned that; else the label must be given."""
     pair = tiny_pair(classes=(CLASSES, CLASSES))
     for model in (pair.noisy, pair.denoiser):
         model.config = replace(model.config, classes=numbered(CLASSES, dropout))
     x, upper = images(2), keep_top(0.5, SIZE)
     if not dropout:
-        refuses("`label` must be given to complete images", pair.complete, x)
+        for call in (pair.complete, pair.denoise, pair.single_step):
+            refuses("`label` must be given to complete or denoise images", call, x)
         return
     expected = pair.sample(2, known=x, mask=upper, label=-1)
     assert torch.equal(pair.complete(x), expected)
+    assert torch.equal(pair.denoise(x), pair.denoise(x, label=-1))
+    assert torch.equal(pair.single_step(x), pair.single_step(x, label=-1))
