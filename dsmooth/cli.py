@@ -25,7 +25,6 @@ from tyro.conf import subcommand
 from ._version import __version__
 from .commands import options as verbs
 from .commands.options_train import Train
-from .distributed import process_group, rank_and_size
 from .fields import SettingError, in_python
 from .presets import as_flag
 from .progress import lines_shown, silence
@@ -64,9 +63,11 @@ def main(args: Sequence[str] | None = None) -> None:
     options: Collection[str] = ()
     status, size = 0, 1  # a negative status: the process must leave at once
     try:
-        size = rank_and_size()[1]
         with ExitStack() as stack:
             command = parse(args)
+            from .distributed import process_group, rank_and_size  # torch with them
+
+            size = rank_and_size()[1]
             options = option_types(type(command))
             quiet = command.execution.quiet if hasattr(command, "execution") else False
             # `evaluate --out -` prints nothing but the numbers in any case.

@@ -11,14 +11,16 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
+import torch.distributed as dist
+
 from .fields import check_number
+from .files import writing_nothing
 from .progress import silence
 
 # How long a process waits for the others, at the start and at an exchange, which some processes
 # reach later. At an exchange it does not wait for a process that has ended.
 EXCHANGE = timedelta(minutes=30)
-
-
 T = TypeVar("T")
 
 
@@ -31,14 +33,9 @@ def rank_and_size() -> tuple[int, int]:
 
     Raises ValueError for values that torchrun does not set.
     """
-    rank, size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check_number("RANK", rank, 0, size - 1)
     return rank, size
-
-
-def from_torchrun(name: str, default: int | None = None) -> int:
-    """An integer environment variable of torchrun. Raises ValueError for other values."""
-    return int(os.environ.get(name, str(default)))
 
 
 @contextmanager
@@ -48,10 +45,6 @@ def process_group() -> Iterator[None]:
     Enter it before code that may fail in a single process. The first process writes files and
     prints, the others do neither.
     """
-    import torch.distributed as dist
-
-    from .files import writing_nothing  # it imports torch
-
     rank, size = rank_and_size()
     if size == 1 or dist.is_initialized():
         yield
@@ -85,17 +78,18 @@ def exchange() -> Iterator[None]:
         raise
 
 
-def all_reduce_max(*numbers: int) -> list[int]:
-    """The maximum of each number over all processes. All processes call this."""
-    if rank_and_size()[1] == 1:
-        return list(numbers)
-    import torch
-    import torch.distributed as dist
+def device_group(device: torch.device) -> Any:
+    """The processes, for `add_up` of tensors on a device. All processes call this."""
+    if rank_and_size()[1] == 1 or device.type == "cpu":
+        return None  # gloo
+    return dist.new_group(backend="nccl", timeout=EXCHANGE)  # from GPU to GPU
 
-    largest = torch.tensor(numbers, dtype=torch.int64)
-    with exchange():
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return largest.tolist()
+
+def add_up(tensor: torch.Tensor, group: Any) -> None:
+    """Make a tensor the sum of those of all processes. All processes call this."""
+    if rank_and_size()[1] > 1:
+        with exchange():
+            dist.all_reduce(tensor, group=group)
 
 
 def gather(value: T) -> list[T]:
@@ -106,8 +100,6 @@ def gather(value: T) -> list[T]:
     size = rank_and_size()[1]
     if size == 1:
         return [value]
-    import torch.distributed as dist
-
     values: list[Any] = [None] * size
     with exchange():
         dist.all_gather_object(values, value)
@@ -116,27 +108,13 @@ def gather(value: T) -> list[T]:
 
 def from_first(compute: Callable[[], T]) -> T:
     """What `compute` returns, or raises, in the first process. All processes call this."""
-    rank, size = rank_and_size()
-    if size == 1:
-        return compute()
-    answer: tuple[T | None, Exception | None] = None, None
-    if rank == 0:
+    value, error = None, None
+    if rank_and_size()[0] == 0:
         try:
-            answer = compute(), None
-        except (OSError, ValueError) as error:
-            answer = None, error
-    value, raised = gather(answer)[0]
-    if raised is not None:
-        raise raised
-    return value  # type: ignore[return-value] # it is what `compute` returned
-
-
-def machine_by_machine(compute: Callable[[], T]) -> T:
-    """What `compute` returns in each process: the first one computes, then the first of each
-    other machine, then the rest. All processes call this."""
-    turn = (rank_and_size()[0] > 0) + (from_torchrun("LOCAL_RANK", 0) > 0)
-    for now in range(3):
-        if now == turn:
             value = compute()
-        gather(None)
-    return value
+        except (OSError, ValueError) as raised:
+            error = raised
+    value, error = gather((value, error))[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value] # it is what `compute` returned

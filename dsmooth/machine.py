@@ -13,7 +13,6 @@ from functools import cache
 import torch
 
 from ._extension import instruction_sets
-from .distributed import from_torchrun
 from .fields import SettingError, check_number
 
 
@@ -28,7 +27,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     if kind != "cuda" or (index and not index.isdigit()):
         raise SettingError("device", f'must be auto, cpu, cuda or cuda:N, got "{name}"')
     count = torch.cuda.device_count()
-    number = int(index) if index else from_torchrun("LOCAL_RANK", 0) % max(count, 1)
+    number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % max(count, 1)
     if number >= count:
         raise SettingError("device", f"cannot be {name}: PyTorch finds {count} CUDA devices")
     return torch.device("cuda", number)

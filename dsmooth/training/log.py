@@ -12,21 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data import ImageDataset
 from ..data.pictures import save_grid
 from ..files import open_to_append
 from ..nn import PixelCNNpp
-from ..pretrained.runs import (
-    End,
-    HeldOut,
-    Interrupted,
-    LogEntry,
-    RunFolder,
-    Start,
-    Step,
-    entry_line,
-)
+from ..pretrained.runs import HeldOut, LogEntry, RunFolder, Start, Step, entry_line
 from ..progress import LINE_SECONDS, LOG, Bar, clock, progress_bar, significant
 from .step import StepResult, TrainState, total_images
 
@@ -45,13 +35,7 @@ class Evaluation(NamedTuple):
 
 
 OnEvaluation = Callable[[Evaluation], object]
-RECORD_SECONDS = 1.0
-
-
-def loss_name(config: TrainConfig) -> str:
-    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
-    pixels = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
-    return f"bits/dim of {pixels} ({config.model.likelihood})"
+PIXELS = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}
 
 
 def tensorboard(folder: str | Path) -> OnEvaluation:
@@ -76,57 +60,38 @@ class RunLog(ExitStack):
 
     def __init__(
         self,
-        folder: RunFolder,
+        run: RunFolder,
         state: TrainState,
         test_set: ImageDataset,
         on_evaluation: OnEvaluation | None,
         progress: bool,
     ) -> None:
         super().__init__()
-        self.folder, self.state, self.on_evaluation = folder, state, on_evaluation
-        self.loss_name, self.total = loss_name(state.config), total_images(state.config)
-        self.first_image = state.images_seen
-        self.losses: list[float] = []
-        self.started = self.recorded = self.printed = time.monotonic()
-        is_cut = folder.log.is_file() and folder.log.read_bytes()[-1:] not in (b"", b"\n")
-        self.file = self.enter_context(open_to_append(folder.log))
+        self.run, self.state, self.on_evaluation = run, state, on_evaluation
+        config, self.first_image = state.config, state.images_seen
+        self.total = total_images(config)
+        self.loss_name = f"bits/dim of {PIXELS[config.role]} ({config.model.likelihood})"
+        self.started = self.printed = time.monotonic()
+        is_cut = run.log.is_file() and run.log.read_bytes()[-1:] not in (b"", b"\n")
+        self.file = self.enter_context(open_to_append(run.log))
         self.file.write("\n" * is_cut)  # a line was cut by a crash
-        held_out = replace(test_set, labels=None).digest
-        self.write(Start(*self.place(), self.total, self.loss_name, held_out))
-        role = state.config.role
+        self.write(Start, self.total, self.loss_name, replace(test_set, labels=None).digest)
         self.bar: Bar | None = None
         if progress:
-            self.bar = self.enter_context(progress_bar(role, self.total, self.first_image))
-
-    def begin(self, test_set: ImageDataset) -> None:
-        """Tell what is trained."""
-        for line in run_header(self.state, test_set):
+            bar = progress_bar(config.role, self.total, self.first_image)
+            self.bar = self.enter_context(bar)
+        for line in run_header(state, test_set):
             self.say(line)
-
-    def interrupt(self) -> None:
-        """Record that a signal stopped the run, which is saved."""
-        self.write(Interrupted(*self.place()))
-        self.say(f"stopped at {self.state.images_seen:,} of {self.total:,} images and saved")
-
-    def end(self) -> None:
-        """Record that the run has finished."""
-        self.write(End(*self.place()))
-        self.say(f"wrote {self.folder.weights}")
 
     def steps(self, results: Sequence[StepResult]) -> None:
         """Note the updates since the last call."""
-        self.losses += [result.loss for result in results]
         now, seen = time.monotonic(), self.state.images_seen
-        if now - self.recorded < RECORD_SECONDS and seen < self.total:
-            return
-        mean = sum(self.losses) / len(self.losses)
+        mean = sum(result.loss for result in results) / len(results)
         speed = (seen - self.first_image) / (now - self.started)
-        left = max(0, self.total - seen) / speed
-        self.losses.clear()
-        self.recorded = now
         norm, rate = round(results[-1].gradient_norm, 4), results[-1].learning_rate
-        self.write(Step(*self.place(), round(mean, 5), round(speed, 4), norm, rate))
-        text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {clock(left)} left"
+        self.write(Step, round(mean, 5), round(speed, 4), norm, rate)
+        left = clock(max(0, self.total - seen) / speed)
+        text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {left} left"
         if self.bar is not None:
             self.bar(seen, self.total, text)
         elif now - self.printed >= LINE_SECONDS or seen >= self.total:
@@ -136,10 +101,10 @@ class RunLog(ExitStack):
     def evaluation(self, evaluation: Evaluation) -> None:
         """Note an evaluation of held-out images, draw its samples, and tell `on_evaluation`."""
         seen, bits = evaluation.images_seen, evaluation.bits_per_dim
-        self.write(HeldOut(*self.place(), round(bits, 5)))
+        self.write(HeldOut, round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
         if evaluation.samples.isfinite().all():
-            save_grid(evaluation.samples, self.folder.grid(seen))
+            save_grid(evaluation.samples, self.run.grid(seen))
         else:
             self.say(f"{seen:,} images · no picture: samples diverged, as they may early in a run")
         if self.on_evaluation is not None:
@@ -149,13 +114,10 @@ class RunLog(ExitStack):
         """Tell the logger a line; a bar stays below the lines."""
         LOG.info("%s: %s", self.state.config.role, text)
 
-    def place(self) -> tuple[int, float]:
-        """The images that the run has seen, and the seconds of this call."""
-        return self.state.images_seen, round(time.monotonic() - self.started, 2)
-
-    def write(self, entry: LogEntry) -> None:
-        """Add an entry to the log."""
-        self.file.write(entry_line(entry))
+    def write(self, event: Callable[..., LogEntry], *values: object) -> None:
+        """Add an event to the log, at the images seen and the seconds of this call."""
+        seconds = round(time.monotonic() - self.started, 2)
+        self.file.write(entry_line(event(self.state.images_seen, seconds, *values)))
 
 
 def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:

@@ -16,18 +16,19 @@ import torch
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
 from ..data.own import split_own
-from ..distributed import all_reduce_max, from_first, gather, process_group, rank_and_size
+from ..distributed import from_first, gather, process_group, rank_and_size
 from ..files import lock_folder
 from ..machine import choose_device, keep_freed_memory, torch_threads
-from ..pretrained.runs import RunFolder
+from ..pretrained.runs import End, Interrupted, RunFolder
 from ..progress import lines_shown
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
-from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog
+from .log import Evaluation, OnEvaluation, RunLog
 from .settings import check_same, complete, initial_network, load_data, stored_settings
 from .step import READ_STEPS, TrainState, total_images
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints
+RECORD_SECONDS = 1.0  # between reads of the loss
 HOLDER = "another training run"  # names the holder of a folder's lock in error messages
 
 
@@ -74,60 +75,44 @@ def train(
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
-    check_labels(config, dataset, labels)
+    if (labels if dataset is None else config.labels) is not None:
+        raise ValueError(
+            "labels= is for images given by dataset=, and config.labels for those of config.data"
+        )
     started, run = time.monotonic(), RunFolder(folder or Path("runs") / config.role)
     target = choose_device(device)
-    with process_group(), computing(target, threads, progress):
-        if rank_and_size()[0] > 0:
-            on_evaluation = None
-        if dataset is not None:
-            config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    if dataset is not None:
+        config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
+    keep_freed_memory()
+    with (
+        process_group(),
+        torch_threads(threads),
+        torch.inference_mode(False),  # a notebook may have turned gradients off
+        torch.enable_grad(),
+        lines_shown() if progress else contextlib.nullcontext(),
+    ):
         stored = stored_settings(run, config, resume)
-        if len({*gather(stored is None)}) > 1:
-            raise ValueError(f"{run.path} must be one folder that all processes see")
-        data = load_data(config) if dataset is None else split_own(dataset, labels)
-        check_same(*data)
-        config = complete(config, *data, target, stored, started)
-        if stored is not None:
-            check_same_run(stored, config, run.path)
-        initial = initial_network(config) if stored is None else None
-        with lock_folder(run.path, HOLDER), catch_signals() as stop:
-            state = TrainState(config, data[0], target, initial)
-            if stored is not None:
-                restore(run, state)
-            else:
-                stored_settings(run, config, resume=False)  # another call may have come first
-                gather(None)  # all processes have looked before one writes
+        with lock_folder(run.path, HOLDER):
+            data = load_data(config) if dataset is None else split_own(dataset, labels)
+            check_same(run, stored, *data)
+            config = complete(config, *data, target, stored, started)
+            if stored is None:
+                state = TrainState(config, data[0], target, initial_network(config))
                 save_checkpoint(run, state)  # from now on it can be resumed
+            else:
+                check_same_run(stored, config, run.path)
+                state = TrainState(config, data[0], target)
+                restore(run, state)
             run.write_config(config, data[1].image_size)
-            with RunLog(run, state, data[1], on_evaluation, progress) as log:
-                log.begin(data[1])
+            if rank_and_size()[0] > 0:
+                on_evaluation = None
+            with (
+                catch_signals() as stop,
+                RunLog(run, state, data[1], on_evaluation, progress) as log,
+            ):
                 return run_loop(state, data[1], run, log, stop)
-
-
-def check_labels(config: TrainConfig, dataset: object, labels: object) -> None:
-    """Raise ValueError for labels of other images than those of `train`."""
-    if dataset is None and labels is not None:
-        raise ValueError(
-            "labels= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
-            '"mnist", split) for split in dsmooth.data.SPLITS)'
-        )
-    if dataset is not None and config.labels is not None:
-        raise ValueError(
-            "config.labels is for images that config.data names: give those of a dataset by labels="
-        )
-
-
-@contextlib.contextmanager
-def computing(device: torch.device, threads: int | None, progress: bool) -> Iterator[None]:
-    """Inside the block torch computes as a run needs, and with `progress` messages are printed."""
-    # A notebook may have turned gradients off.
-    with torch_threads(threads), torch.inference_mode(False), torch.enable_grad():
-        keep_freed_memory()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        with lines_shown() if progress else contextlib.nullcontext():
-            yield
 
 
 def run_loop(
@@ -138,17 +123,17 @@ def run_loop(
     stop: Callable[[], int | None],
 ) -> TrainResult:
     """Steps, evaluations and checkpoints up to the end, or a signal; all processes in lockstep."""
-    evaluations, bits = evaluations_due(state), None
+    evaluations, bits, interrupted = evaluations_due(state), None, 0
     saved = last_read = time.monotonic()
     while state.images_seen < total_images(state.config):
         state.step()
         now, due = time.monotonic(), evaluations_due(state)
-        # If any process finds something due, all do it.
-        interrupted, save, is_read_due = all_reduce_max(
-            stop() or 0,
-            now - saved > CHECKPOINT_SECONDS,
-            now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
+        is_read_due = (
+            now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS
         )
+        # If any process finds something due, all do it.
+        facts = gather((stop() or 0, now - saved > CHECKPOINT_SECONDS, is_read_due))
+        interrupted, save, is_read_due = map(max, zip(*facts, strict=True))
         if due == evaluations and not (interrupted or save or is_read_due):
             continue
 
@@ -160,15 +145,17 @@ def run_loop(
             save_checkpoint(run, state)
         evaluations, saved = due, now if save else saved
         if interrupted:
-            log.interrupt()
-            gather(None)  # as below
-            return TrainResult(state.images_seen, bits, interrupted)
-    # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
-    if not from_first(lambda: run.is_evaluated(state.images_seen)):
-        bits = _evaluate(state, test_set, run, log)
-    log.end()
+            log.write(Interrupted)
+            log.say(f"stopped at {state.images_seen:,} of {log.total:,} images and saved")
+            break
+    else:
+        # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
+        if not from_first(lambda: run.is_evaluated(state.images_seen)):
+            bits = _evaluate(state, test_set, run, log)
+        log.write(End)
+        log.say(f"wrote {run.weights}")
     gather(None)  # the other processes wait until all is written
-    return TrainResult(state.images_seen, bits)
+    return TrainResult(state.images_seen, bits, interrupted or None)
 
 
 def evaluations_due(state: TrainState) -> int:

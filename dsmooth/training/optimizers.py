@@ -283,21 +283,15 @@ class Optimizer:
 
 
 class EMA:
-    """A second copy of a model that follows its weights with decay min(max_decay, (1+n)/(10+n)).
+    """A second copy of a model, in evaluation mode and without gradients, that follows its weights.
 
-    n counts updates from 0. Start it after the data-dependent init; evaluate and sample with
-    `model`, which is in evaluation mode and takes no gradient.
+    Start it after the data-dependent init.
     """
 
-    def __init__(self, model: PixelCNNpp, flat: FlatParameters, max_decay: float) -> None:
+    def __init__(self, model: PixelCNNpp, flat: FlatParameters) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         named = dict(self.model.named_parameters())
         self.flat = FlatParameters({name: named[name] for name in flat.parameters})
-        self.max_decay = max_decay
-
-    def weight(self, updates: int) -> float:
-        """The weight of the model in the update after so many."""
-        return 1 - min(self.max_decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
     def update(self, values: Tensor, weight: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.reading import with_labels
-from ..distributed import from_first, gather, machine_by_machine
+from ..distributed import from_first, gather
 from ..fields import SettingError, flatten
 from ..files import check_writable
 from ..machine import has_fast_bfloat16
@@ -58,23 +58,26 @@ def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainC
 
 def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images of the data set that `config` names. All processes call this."""
-    place = config.data_dir, config.download, config.image_size
-    read = partial(load_splits, config.data, SPLITS, *place)
-    train, test = machine_by_machine(read) if config.download else read()
+    read = partial(load_splits, config.data, SPLITS, config.data_dir)
+    if config.download:  # one process writes the files that all read
+        from_first(lambda: len(read(True, config.image_size)))
+    train, test = read(False, config.image_size)
     if config.labels is not None:
         labels = Path(config.labels)
         train, test = with_labels(train, labels), with_labels(test, labels)
     return train, test
 
 
-def check_same(train_set: ImageDataset, test_set: ImageDataset) -> None:
-    """Raise ValueError if the processes read different images."""
-    for dataset in (train_set, test_set):
-        if len({*gather(dataset.digest)}) > 1:
-            raise ValueError(
-                f"the processes read different {dataset.split} images, here {len(dataset):,} of "
-                f"{dataset.source}: all must see the same"
-            )
+def check_same(
+    run: RunFolder, stored: TrainConfig | None, train_set: ImageDataset, test_set: ImageDataset
+) -> None:
+    """Raise ValueError if the processes see different folders, or read different images."""
+    if len({*gather((stored is None, train_set.digest, test_set.digest))}) > 1:
+        raise ValueError(
+            f"the processes read different images, here {len(train_set):,} and {len(test_set):,} "
+            f"of {train_set.source}, or see different folders: all need the same images, and "
+            f"{run.path} must be one folder"
+        )
 
 
 def complete(

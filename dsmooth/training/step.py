@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.batches import ImagesOnDevice, drop_labels, flips, send
-from ..distributed import EXCHANGE, exchange, rank_and_size
+from ..distributed import add_up, device_group, from_first, gather, rank_and_size
 from ..fields import SettingError
 from ..files import check_tensors
 from ..functional.image_words import image_words
@@ -161,9 +160,8 @@ class TrainState:
         self.device = device
         self.images_seen = self.steps = self.steps_read = 0
         self.autocast = autocast(device, config.precision)
-        classes = config.model.classes
-        labels = train_set.labels_of(classes.names) if classes else None
         self.first_image, self.share = share_of_batch(config)
+        labels = self.labels_of(train_set)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # What a step takes from the host: `images_seen` and its row in `rows`; the rates of Adam
         # and Muon, and the weight of the model in its average.
@@ -184,19 +182,20 @@ class TrainState:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(self.model, config, device)
-        self.group: Any = None  # of all processes, for the gradients
-        if rank_and_size()[1] > 1:
-            # Counters, signals and results travel through the CPU; gradients from GPU to GPU.
-            if device.type == "cuda":
-                self.group = dist.new_group(backend="nccl", timeout=EXCHANGE)
-            with exchange():
-                dist.broadcast(self.optimizer.flat.values, 0, self.group)
-        self.ema = EMA(self.model, self.optimizer.flat, config.ema) if config.ema else None
+        self.group = device_group(device)
+        values = self.optimizer.flat.values
+        values.copy_(from_first(values.cpu))  # machines round the scales of a first batch each
+        self.ema = EMA(self.model, self.optimizer.flat) if config.ema else None
 
     @property
     def averaged(self) -> PixelCNNpp:
         """The weights to evaluate and sample with."""
         return self.ema.model if self.ema else self.model
+
+    def labels_of(self, dataset: ImageDataset) -> Tensor | None:
+        """The labels of images as numbers of the model's classes, if it has any."""
+        classes = self.config.model.classes
+        return dataset.labels_of(classes.names) if classes else None
 
     def inputs(self, first: int) -> Inputs:
         """The whole batch at stream position `first`."""
@@ -212,11 +211,10 @@ class TrainState:
             scheduled(peak, self.config, self.images_seen, self.steps)
             for peak in (self.config.learning_rate, kernel_rate(self.config))
         ]
-        rates.append(self.ema.weight(self.steps) if self.ema else 0.0)
+        rates.append(1 - min(self.config.ema, (1 + self.steps) / (10 + self.steps)))
         send(torch.tensor(rates, dtype=torch.float64), self.rates)
         try:
-            with exchange():
-                self._take_step()
+            self._take_step()
         except torch.OutOfMemoryError as error:
             reason = str(error).partition("\n")[0]
             words = f"not enough memory for a step of {self.share:,} images ({reason}): set"
@@ -230,11 +228,7 @@ class TrainState:
         Raises NonFiniteLoss if a loss or a gradient norm is not finite. Call it before saving.
         """
         rows = self.rows.to("cpu", copy=True)
-        if rank_and_size()[1] > 1:  # the loss is a sum over this share; norm and rate of the whole
-            losses = rows[:, 0].contiguous()
-            with exchange():
-                dist.all_reduce(losses)
-            rows[:, 0] = losses
+        rows[:, 0] = sum(gather(rows[:, 0]))  # each process has the loss of its share
         steps = range(max(self.steps_read, self.steps - READ_STEPS), self.steps)
         results = [StepResult(step, *rows[step % READ_STEPS].tolist()) for step in steps]
         self.steps_read = self.steps
@@ -266,8 +260,7 @@ class TrainState:
         flat = self.optimizer.flat
         gradient = flat.gradient.zero_()
         loss = self._backward(position)
-        if rank_and_size()[1] > 1:
-            dist.all_reduce(gradient, group=self.group)
+        add_up(gradient, self.group)
         norm = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm is not None:
             gradient *= (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)

@@ -227,7 +227,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("settings", "read different train images, here 5,000 of embedded"),
+        ("settings", "read different images, here 5,000 and 1,000 of embedded"),
         ("checkpoint", "read different checkpoints, here at 32 images: .* must be one folder"),
     ],
 )

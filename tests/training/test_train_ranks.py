@@ -179,21 +179,17 @@ def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(("rank", "local", "turn"), [(0, 0, 0), (2, 0, 1), (1, 1, 2), (3, 1, 2)])
-def test_one_process_at_a_time_downloads_into_a_folder(monkeypatch, rank, local, turn) -> None:
-    """Two machines of two processes: rank 0, the first of the other machine, then the rest."""
-    done: list[str] = []
-    for name, value in (("RANK", rank), ("WORLD_SIZE", 4), ("LOCAL_RANK", local)):
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "gather", lambda _: done.append("all"))
-    monkeypatch.setattr(
-        settings, "load_splits", lambda _, splits, *__, **___: done.extend(splits) or splits
-    )
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_downloads(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """All read afterwards."""
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "gather", lambda value: done.append(("all",)) or [value])
+    monkeypatch.setattr(settings, "load_splits", lambda *place: done.append(place[2:]) or "ab")
     settings.load_data(TrainConfig(download=True))
-    assert done == ["all"] * turn + ["train", "test"] + ["all"] * (3 - turn)
-    done.clear()
-    settings.load_data(TrainConfig())
-    assert done == ["train", "test"]  # at once
+    first = [(None, True, None)] if rank == 0 else []
+    assert done == [*first, ("all",), (None, False, None)]
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
