@@ -400,7 +400,7 @@ def test_a_wrong_call_raises_or_answers_rightly(target: Target, every: int) -> N
         assert_untouched(own)
 
 
-# For tensors on a device; their wrong calls are made there (test_cached_sampler_cuda.py).
+# For tensors on a device; their wrong calls are made there (test_cached_sampler.py).
 PLAN = ("__init__", "blocks", "workspace_words", "launches")
 DEVICE = ("__init__", "bytes_per_image", "plan", "argument", "write_weights")
 DEVICE += ("weight_words", "lanes", "shared_bytes")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dsmooth import distributed
 from dsmooth.config import TrainConfig
@@ -28,59 +27,64 @@ from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
     free_port,
-    run_script,
     start_ranks,
     wait_for_all,
 )
 from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny
 
-HELPERS = Path(__file__).parents[1] / "helpers"
-WORK = HELPERS / "rank_work.py"
 TINY = (
     "--n-filters=4 --n-resnet=1 --set n_mix=2 --set dropout=0.3 --batch-size=8 --set evaluations=1"
     " --set evaluation_images=8 --set warmup_images=16 --precision=float32 --threads=1"
 )
 
 
-STEPS = [
-    tiny(role, batch_size=12, images=120, accumulate=parts, n_classes=classes, clip_norm=1.0)
-    for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
+# By each rank: losses, gradients' norms and weights of two steps of training number i, in i.pt.
+STEPS = """
+import json, sys
+import torch
+from dsmooth.config import TrainConfig
+from dsmooth.data import ImageDataset
+from dsmooth.distributed import process_group, rank_and_size
+from dsmooth.fields import structure
+from dsmooth.training.step import TrainState
+torch.set_num_threads(1)
+images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(4)).byte()
+data = ImageDataset(images, torch.arange(40) % 3, "made", "train", "made for a test")
+with process_group():
+    for number, text in enumerate(sys.argv[1:]):
+        state = TrainState(structure(json.loads(text), TrainConfig), data, torch.device("cpu"))
+        for _ in range(2):
+            state.step()
+        losses, norms = ([reading[i] for reading in state.results()] for i in (1, 2))
+        if rank_and_size()[0] == 0:
+            torch.save((losses, norms, state.tensors()), f"{number}.pt")
+"""
+CONFIGS = [
+    tiny(role, batch_size=12, images=120, n_classes=classes, clip_norm=1.0, optimizer=optimizer)
+    for role, classes in zip(ROLES, (3, 3, 0), strict=True)
+    for optimizer in ("adam", "muon")
 ]
-STEPS.append(replace(STEPS[1], optimizer="muon"))
 
 
 @pytest.mark.parametrize(
-    "configs", [STEPS[::3], pytest.param(STEPS[1:3], marks=pytest.mark.full)], ids=["few", "others"]
+    "configs",
+    [[CONFIGS[0], CONFIGS[3]], pytest.param(CONFIGS, marks=pytest.mark.full)],
+    ids=["few", "all"],
 )
-def test_the_same_steps_for_any_number_of_ranks(configs: list[TrainConfig], tmp_path: Path) -> None:
-    """One rank and three: the same images, labels, noise and dropout; other sums."""
-    settings = [json.dumps(asdict(config)) for config in configs]
-    for size in (1, 3):
-        out = tmp_path / str(size)
-        out.mkdir()
-        run_script(WORK, size, ["steps", str(out), *settings], tmp_path)
-    for number in range(len(configs)):
+def test_the_same_steps_for_any_number_of_ranks_and_parts(configs, tmp_path: Path) -> None:
+    """The same images, labels, noise and dropout, which belong to the batch; other sums."""
+    for size, parts in ((1, 1), (3, 2)):
+        (tmp_path / str(size)).mkdir()
+        settings = [json.dumps(asdict(replace(config, accumulate=parts))) for config in configs]
+        wait_for_all(start_ranks(size, settings, tmp_path / str(size), STEPS))
+    for number, config in enumerate(configs):
         one, three = (torch.load(tmp_path / size / f"{number}.pt") for size in ("1", "3"))
         # The polar factor brings the smallest parts of a gradient, and their rounding, to size 1.
-        loose = 100 if configs[number].optimizer == "muon" else 1
+        loose = 100 if config.optimizer == "muon" else 1
         assert three[0] == pytest.approx(one[0], rel=loose * 1e-6)
         assert three[1] == pytest.approx(one[1], rel=loose * 1e-5)
         for name, tensor in one[2].items():
             torch.testing.assert_close(three[2][name], tensor, rtol=0, atol=loose * 1e-5, msg=name)
-
-
-# Without a guard: whoever runs it again starts processes again.
-
-
-def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
-    """With dropout, which belongs to the batch and not to its parts."""
-    tensors = []
-    for accumulate in (1, 4):
-        run = RunFolder(tmp_path / str(accumulate))
-        train(tiny(accumulate=accumulate, evaluation_images=2), run.path)
-        tensors.append(load_file(run.checkpoint))
-    for name, tensor in tensors[0].items():
-        torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.quick

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
-from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import BLOCK_P, expand, prepare_expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps, cdiv
@@ -22,11 +21,12 @@ from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of e
     test_as_good_as_eager,
     test_no_access_is_out_of_bounds,
     test_no_output_sees_a_later_pixel,
+    test_opcheck,
     test_strides_do_not_matter,
     test_the_memory_order_of_parameters_does_not_matter,
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
-from tests.helpers.gated_cases import INTERPRETED, make_case, needs_of
+from tests.helpers.gated_cases import INTERPRETED, make_case
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
@@ -36,6 +36,7 @@ for several in (
     test_an_empty_batch_gives_empty_outputs_and_zero_gradients,
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
     test_no_access_is_out_of_bounds,
+    test_opcheck,
     test_strides_do_not_matter,
     test_the_memory_order_of_parameters_does_not_matter,
 ):
@@ -78,18 +79,6 @@ def pixels(buffer: Tensor, rows: PaddedImages) -> Tensor:
     lines = rows.batch * (rows.height + rows.above)
     image = buffer[: lines * rows.pitch].view(rows.batch, -1, rows.pitch, buffer.shape[1])
     return image[:, rows.above :, rows.before :].permute(0, 3, 1, 2)
-
-
-@pytest.mark.full
-def test_opcheck() -> None:
-    case = make_case("down_right", (2, 1, 3), 2, (2,), 0.5, gains=True, image_bias=True)
-    given, settings = case.operands(torch.float32), case.settings
-    _, *saved = forward_op(*given, *settings, True, True)
-    grad_y = case.grad_y.float()
-    for needs in (needs_of(given), needs_of(given, "skip")):
-        inputs = grad_y, *saved, *given, *settings, True, True, needs
-        torch.library.opcheck(backward_op, inputs)
-    torch.library.opcheck(forward_op, (*given, *settings, True, False))
 
 
 def test_elu_keeps_its_digits_near_0() -> None:

@@ -7,7 +7,6 @@ Run by test_interpreter.py. Shapes are small: the interpreter takes some 50 ms f
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -16,7 +15,9 @@ import torch
 
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
 from dsmooth.kernels.launch import INTERPRETED
-from tests.functional.test_logistic_mixture import (  # noqa: F401 - an invariant of every implementation
+from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants of every implementation
+    test_as_exact_as_eager,
+    test_extremes,
     test_what_all_logits_share_changes_nothing,
 )
 from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invariants of every implementation
@@ -32,18 +33,12 @@ from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invarian
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
-    LEVELS,
     MIXTURES,
-    Mixture,
     assert_as_exact_as_eager,
-    avoid_kink,
     each_likelihood,
     each_mixture,
-    log_prob_of,
-    n_atoms,
     native_mixture,
     random_case,
-    value_and_gradients,
     widest_case,
 )
 from tests.helpers.mixture_cases import run_triton as run
@@ -51,27 +46,6 @@ from tests.helpers.mixture_cases import run_triton as run
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
 pytestmark = pytest.mark.grid
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-GAUSSIANS = [{"likelihood": "gaussian", "smoothing_scale": sigma} for sigma in (0.5, 0.02, 30.0)]
-KINDS: list[tuple[int, dict[str, Any]]] = [
-    *itertools.product((1, 3), (MIXTURES["continuous"], MIXTURES["discretized"], *GAUSSIANS)),
-    (1, MIXTURES["atoms"]),
-]
-
-
-@pytest.mark.parametrize(("channels", "mixture"), KINDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("size", "n_mix"),
-    [((3, 9, 11), 10), ((2, 5, 7), 5), ((1, 1, 1), 5), ((1, 13, 13), 1), ((2, 1, 3), 17)],
-    ids=str,
-)
-def test_as_exact_as_eager(size, n_mix, dtype, channels, mixture) -> None:
-    x, params = (t.to(dtype) for t in random_case(channels, mixture, n_mix=n_mix, size=size))
-    avoid_kink(params, channels, n_atoms(mixture))
-    got = run(x, params, mixture)
-    assert got[0].dtype == torch.float32
-    assert_as_exact_as_eager(got, x, params, **mixture)
 
 
 @each_likelihood
@@ -83,33 +57,6 @@ def test_inputs_of_two_dtypes(likelihood: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for g, w in zip(run(x, params.bfloat16(), likelihood), got, strict=True):
             assert torch.equal(g, w)
-
-
-@pytest.mark.parametrize("log_scale", [-100.0, -6.9, 40.0, 80.0, 95.0])
-@pytest.mark.parametrize("mean", [0.3, -1000.0])
-@pytest.mark.parametrize(
-    "mixture",
-    [
-        *("continuous", "discretized"),
-        *({"likelihood": "gaussian", "smoothing_scale": sigma} for sigma in (1e-6, 0.3, 1e6)),
-    ],
-    ids=str,
-)
-def test_extremes(mixture: Mixture, mean: float, log_scale: float) -> None:
-    """Every level, from near and from 10^6 scales away, at the narrowest and widest scales."""
-    params = torch.tensor([0, mean, log_scale]).view(1, 3, 1, 1).expand(1, 3, 1, 256)
-    x = LEVELS.float().view(1, 1, 1, 256)
-    got = run(x, params, mixture)
-    exact = log_prob_of(mixture, "reference")
-    want = value_and_gradients(exact, x.double(), params.double())
-    for g, w in zip(got, want, strict=True):
-        # Values and derivatives by the log-scale change their sign: a part of the largest.
-        atol = 3e-7 * w.abs().max().item() + 1e-30
-        torch.testing.assert_close(g.double(), w, rtol=2e-6, atol=atol)
-    if isinstance(mixture, str):
-        assert_as_exact_as_eager(got, x, params, mixture)
-    if log_scale < -7:
-        assert (got[2][:, 2] == 0).all()  # clamped: no gradient
 
 
 def test_an_atom_far_above_the_components_neither_overflows_nor_vanishes() -> None:
