@@ -24,21 +24,20 @@ from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.training.step import initial_state
 from tests.helpers.command_runs import complains, run, save_run
-from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.data_makers import random_bytes, random_dataset, refuses
 from tests.helpers.networks import images, network, numbered, tiny_pair
 
 
 def bars(count: int, size: int = 8) -> tuple[ImageDataset, Tensor]:
     """Images with a bright bar at one of four places, in any brightness, and the place of each."""
-    generator = torch.Generator().manual_seed(5)
     place = torch.arange(count) % 4
-    images = torch.randint(0, 30, (count, 1, size, size), generator=generator)
-    for i, p in enumerate(place.tolist()):
-        images[i, 0, 2 * p : 2 * p + 2] += int(torch.randint(150, 220, (), generator=generator))
-    return ImageDataset(images.to(torch.uint8), None, "bars", "train", "a test"), place
+    dark, bright = torch.from_numpy(random_bytes((2, count, 1, size, size))) // 9
+    is_bar = torch.arange(size).view(-1, 1) // 2 == place.view(-1, 1, 1, 1)
+    images = torch.where(is_bar, 150 + dark + bright[:, :, :1, :1], dark)
+    return ImageDataset(images, None, "bars", "train", "a test"), place
 
 
-@pytest.mark.parametrize(("count", "n_clusters"), [(61, 2), (120, 7), (10, 10)])
+@pytest.mark.parametrize(("count", "n_clusters"), [(61, 7), (10, 10)])
 def test_clusters_have_equal_sizes(count, n_clusters):
     data, _ = bars(count)
     sizes = cluster(network(), data, n_clusters).bincount(minlength=n_clusters)
@@ -77,38 +76,36 @@ def test_directions_without_variation_count_for_nothing():
 
 
 class Allocations(TorchDispatchMode):
-    """Keeps the storages of at least `least` bytes that operations of this thread return."""
-
-    def __init__(self, least: int) -> None:
-        super().__init__()
-        self.least, self.storages = least, {}
+    """Keeps the storages of at least 400,000 bytes that operations of this thread return."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() >= self.least:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() >= 400_000:
                 self.storages[tensor.untyped_storage().data_ptr()] = tensor
         return result
 
 
 def test_the_features_are_held_once():
     """They are most of the memory: 2.5 GB for F = 160. The labels are those of their formula."""
-    noisy, (data, _) = network(), bars(600)
-    with Allocations(1_000_000) as seen:
+    noisy, data = network(), random_dataset(300)
+    seen = Allocations()
+    seen.storages = {}
+    with seen:
         found, labels = find_clusters(noisy, data, 5)
     (kept,) = seen.storages.values()
-    features = torch.cat([*clusters._features(noisy, data, torch.arange(600))])
-    assert kept.untyped_storage().nbytes() == features.numel() * 4 > 2_000_000
+    features = torch.cat([*clusters._features(noisy, data, torch.arange(300))])
+    assert kept.untyped_storage().nbytes() == features.numel() * 4 > 400_000
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        _, scales, directions = torch.pca_lowrank(features, 60, niter=4)
-    projection = directions[:, :50] * (600**0.5 / scales[:50])
+        _, scales, directions = torch.pca_lowrank(features, 40, niter=4)
+    projection = directions[:, :30] * (300**0.5 / scales[:30])
     assert torch.equal(found.whiten(features), (features - features.mean(0)) @ projection)
     assert torch.equal(found.labels(noisy, data), labels)
 
 
 def test_a_model_with_classes_shows_a_label_of_zeros():
-    data, _ = bars(80)
+    data, _ = bars(20)
     noisy, conditional = network(), network(n_classes=3)
     conditional.load_state_dict({**conditional.state_dict(), **noisy.state_dict()})
     assert torch.equal(cluster(conditional, data, 4), cluster(noisy, data, 4))
@@ -124,6 +121,10 @@ def test_agreement_of_known_tables():
     assert agreement(same, mixed) == pytest.approx((5 / 6, information))
 
 
+DIVERGED = network()
+DIVERGED.stem_u.weight_g.data.fill_(torch.nan)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -135,11 +136,12 @@ def test_agreement_of_known_tables():
         ({"images": 2 * torch.ones(8, 1, 8, 8)}, r"images must be bytes or lie in \[-1, 1\], got"),
         ({"seed": "x"}, "`seed` must be a whole number, got 'x'"),
         ({"seed": -1}, r"`seed` must lie in 0 \.\. "),
+        ({"model": DIVERGED}, "features that are not finite"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, words):
     request = {"model": network(), "images": bars(8)[0], "n_clusters": 2, **arguments}
-    refuses(words, cluster, **request)
+    refuses(words, cluster, **request, error=(ValueError, ArithmeticError))
 
 
 def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
@@ -159,7 +161,7 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
 
 @pytest.mark.usefixtures("few_digits")
 def test_the_command_writes_the_file_of_labels_last(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Where it exists, nothing is missing."""
+    """Where it exists, nothing is missing. Others never pass for these."""
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "noisy", "noisy", size=28)
     words = ["cluster", "noisy", "--clusters", "4", "--out", "labels"]
@@ -174,13 +176,7 @@ def test_the_command_writes_the_file_of_labels_last(tmp_path: Path, monkeypatch,
     assert torch.equal(labelled.known_labels().unique(), torch.arange(4))
     assert run(*words[:-1], "others", "--seed", "1") == 0
     others = with_labels(test, tmp_path / "others" / "labels.npz")
-    assert not {*labelled.class_names} & {*others.class_names}  # they never pass for these
-
-
-def test_a_model_that_diverged_has_no_clusters() -> None:
-    model = network()
-    model.stem_u.weight_g.data.fill_(torch.nan)
-    refuses("features that are not finite", cluster, model, bars(8)[0], 2, error=ArithmeticError)
+    assert not {*labelled.class_names} & {*others.class_names}
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
