@@ -187,7 +187,6 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: make({}, STACKED, size=(8, 8, 1)), "image_size. must be a height and a width"),
     (lambda: PAIR().elbo(LARGE), r"x must have shape \(B, 1, 8, 8\), got \(2, 1, 16, 16\)"),
     (lambda: PAIR().elbo(X[0]), r"got \(1, 8, 8\)$"),
-    (lambda: PAIR().elbo(X[..., :4]), r"got \(2, 1, 8, 4\)$"),
     (lambda: PAIR().elbo(WIDE), r"x must lie in \[-1, 1\], got -1.* to .*clamp"),
     (lambda: PAIR().elbo(OFF_GRID), r"values of bytes.* 0.30 of a step off: .*to_bytes\(x\)$"),
     (lambda: PAIR().elbo(UNIT), r"values of bytes.* or 2 \* x - 1 if these are images in \[0, 1\]"),
@@ -197,9 +196,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: dsmooth.train(tiny(), "no-run", threads=0), "^`threads` must be at least 1, got 0"),
     (lambda: PAIR().denoiser.log_prob(OFF_GRID, X), "values of bytes"),
     (lambda: PAIR().denoise(LARGE, **STEPS), r"x_tilde must have shape \(B, 1, 8, 8\)"),
-    (lambda: DENSITY().elbo(WIDE), "x must lie in"),
     (lambda: DENSITY().elbo(BROKEN), "x must lie in"),
-    (lambda: PAIR().sample(2, known=WIDE, mask=UPPER), "^known must lie in"),
     (lambda: PAIR().sample(2, known=UNIT, mask=UPPER), "^known must have values of bytes"),
     (lambda: PAIR().complete(UNIT), "^x must have values of bytes"),
     (lambda: PAIR().complete(X, UPPER.numpy()), "mask must be a tensor, got ndarray"),
@@ -239,13 +236,12 @@ def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) ->
         half = copy.deepcopy(pair).to(dtype)
         rounded = copy.deepcopy(half).float()
         assert torch.equal(half.sample(2), rounded.sample(2))
-        assert half.sample(2, method="single-step").isfinite().all()
-        x, upper = torch.full((1, 1, 8, 8), 200 / 127.5 - 1), keep_top(0.9, (8, 8))
-        completed = half.complete(x, upper, method="single-step")
-        by_pixel = sequential_sample(half.noisy, 1, height=8, width=8, known=x, mask=upper)
-        for kept in (completed, by_pixel):
-            assert torch.equal(kept[:, :, :7], x[:, :, :7].to(dtype))
-        assert torch.equal(half.complete(x.to(dtype), upper), half.complete(x, upper))
+    x, upper = torch.full((1, 1, 8, 8), 200 / 127.5 - 1), keep_top(0.9, (8, 8))
+    completed = half.complete(x, upper, method="single-step")
+    by_pixel = sequential_sample(half.noisy, 1, height=8, width=8, known=x, mask=upper)
+    for kept in (completed, by_pixel):
+        assert torch.equal(kept[:, :, :7], x[:, :, :7].to(dtype))
+    assert torch.equal(half.complete(x.to(dtype), upper), half.complete(x, upper))
     assert not caplog.messages
     warn_once.cache_clear()
     pair.double().sample(1)
@@ -274,33 +270,16 @@ def test_a_completion_is_a_sample_with_known_pixels() -> None:
 def test_a_training_loop_sees_fresh_noise_in_each_step() -> None:
     """As torch.manual_seed decides; with a seed or an index the bound is that of `elbo`."""
     pair, x = tiny_pair(), images()
-    optimizer = torch.optim.SGD(pair.parameters(), lr=0.0)
-    sample = pair.smoothing.sample
 
-    def loop(**arguments: int) -> list[Tensor]:
-        losses = []
-        for _ in range(3):
-            loss = -pair(x, n_noise=2, **arguments).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return losses
+    def bounds(**arguments: int) -> list[float]:
+        torch.manual_seed(3)
+        return [pair(x, n_noise=2, **arguments).mean().item() for _ in range(3)]
 
-    torch.manual_seed(3)
-    losses = loop()
-    assert len(set(losses)) == 3
-    torch.manual_seed(3)
-    assert loop() == losses
-    for arguments in ({"seed": 0}, {"first_index": 0}, {"seed": 0, "first_index": 0}):
-        assert loop(**arguments) == [-pair.elbo(x, n_noise=2).mean()] * 3
-    assert loop(seed=1) == [-pair.elbo(x, n_noise=2, seed=1).mean()] * 3
-    torch.manual_seed(3)
-    seen = [sample(x), sample(x)]
-    assert not torch.equal(*seen)
-    torch.manual_seed(3)
-    assert torch.equal(sample(x), seen[0])
-    assert torch.equal(sample(x, seed=0), sample(x, first_index=0))
+    assert len(set(bounds())) == 3
+    assert bounds() == bounds()
+    for arguments in ({"seed": 0}, {"first_index": 0}, {"seed": 1, "first_index": 0}):
+        expected = pair.elbo(x, n_noise=2, seed=arguments.get("seed", 0)).mean().item()
+        assert bounds(**arguments) == [expected] * 3
 
 
 @pytest.mark.parametrize("training", [False, True])

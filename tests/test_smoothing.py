@@ -61,6 +61,12 @@ def test_noise_is_a_function_of_seed_index_and_repeat(kind: str) -> None:
     for other in ({"seed": 8}, {"first_index": 101}, {"repeat": 1}):
         arguments = {"seed": 9, "first_index": 100, "repeat": 2, **other}
         assert not torch.equal(q.sample(x, **arguments), whole)
+    assert torch.equal(q.sample(x, seed=0), q.sample(x, first_index=0))
+    torch.manual_seed(3)
+    fresh = q.sample(x)
+    assert not torch.equal(q.sample(x), fresh)
+    torch.manual_seed(3)
+    assert torch.equal(q.sample(x), fresh)
 
 
 def test_uniform_density_is_zero_outside() -> None:
