@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
+from dsmooth._extension import warn_once
 from dsmooth.config import Classes, ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.probe import probe_pair
-from dsmooth.nn.condition import warn_untrained_no_class
 from dsmooth.nn.gradients import input_gradient
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.philox import Stream, image_words
@@ -212,7 +212,7 @@ def test_no_class_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:
             classes = Classes(("a", "b", "c"), dropout=dropout)
             learner.config = replace(learner.config, classes=classes)
         for call in calls:
-            warn_untrained_no_class.cache_clear()
+            warn_once.cache_clear()
             caplog.clear()
             (tmp_path / "probes.json").unlink(missing_ok=True)
             call()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from operator import index
 from typing import Any
 
@@ -13,25 +12,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._extension import warn_once
 from ..config import Classes, Conditioning
 from ..fields import SettingError, check_number, check_one_of
 from ..functional.checks import check_tensor
-from ..progress import LOG
 from .images import check_like
 
 # The label of an image without a class, as in label dropout.
 NO_CLASS = -1
+UNTRAINED = (
+    "images without a class were never trained: the model was trained without label dropout, so "
+    "numbers and images with the label -1 mean little; give a class"
+)
 # The class of all images, by number or name, or that of each: (B,), names or int64.
 ClassLabel = int | str | Sequence[int] | Sequence[str] | NDArray[Any] | Tensor
-
-
-@cache
-def warn_untrained_no_class() -> None:
-    """Warn, once in a process, of images without a class for a model that learned none."""
-    LOG.warning(
-        "images without a class were never trained: the model was trained without label dropout, "
-        "so numbers and images with the label -1 mean little; give a class"
-    )
 
 
 def log_prior(classes: Classes | None, device: torch.device | None = None) -> Tensor:
@@ -83,7 +77,7 @@ def labels_of(
         for number in map(int, label.aminmax()):
             class_number(number, classes)
         if classes.dropout == 0 and bool((label == NO_CLASS).any()):
-            warn_untrained_no_class()
+            warn_once(UNTRAINED)
     return label
 
 

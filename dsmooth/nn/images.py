@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from .._extension import warn_once
 from ..fields import SettingError
 from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 from ..pixels import PER_UNIT, are_sides, byte_of
-from ..progress import LOG
 
 # In steps between neighbouring bytes, in addition to the rounding of half precision.
 OFF_THE_GRID = 1e-3
@@ -78,7 +77,8 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
         )
     if not as_bytes:
         if low >= 0:  # bytes are checked exactly below
-            warn_unit_interval(name)
+            words = "no value of %s is below 0: images must be in [-1, 1], 2 * %s - 1 if these are "
+            warn_once(words + "in [0, 1]", name, name)
         return
     byte = byte_of(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
     off = float((byte - byte.round()).abs().nan_to_num().max())
@@ -88,16 +88,6 @@ def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:
             f"{name} must have values of bytes, byte / 127.5 - 1, for a discretized likelihood, "
             f"got some {off:.2f} of a step off: dsmooth.round_to_bytes({name}){scale}"
         )
-
-
-@cache
-def warn_unit_interval(name: str) -> None:
-    """Warn, once in a process, of images that may have another scale."""
-    LOG.warning(
-        "no value of %s is below 0: images must be in [-1, 1], 2 * %s - 1 if these are in [0, 1]",
-        name,
-        name,
-    )
 
 
 def fourier_features(x: Tensor, octaves: int) -> Tensor:

@@ -7,6 +7,7 @@ parts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -68,25 +69,33 @@ class Program:
         self.image_addends = 2 if bf16 else 1
         self.features = feature_table(config.fourier_features)
         self.image_again = model.hidden is not None and config.conditioning == "stack"
+        # Channels of a pixel (one or two addends) and a one, made even.
+        self._pixel = (self.image_channels * self.image_addends + 2) // 2 * 2
         self.caches: list[Cache] = []
         self.ops: list[Op] = []
         self._model, self._f = model, config.n_filters
         # Row r of u needs rows r - 1 and r of its inputs. ul needs only one row: the row part has
         # read the row above before it is overwritten.
         self._u, self._ul = (
-            _Stream(phase, rows, (-1, 0), [self._values(resolution) for resolution in range(3)])
+            _Stream(
+                phase, rows, (-1, 0), [self._cache(i, self._f, operand=False) for i in range(3)]
+            )
             for phase, rows in ((Phase.VERTICAL, 2), (Phase.HORIZONTAL, 1))
         )
         self.context = NONE
         e_u, e_ul = self._encoder(model.encoder) if model.encoder else (NONE, NONE)
         # The stem reads two rows above the current one.
-        more = self.image_channels * self.features.shape[1] + self._pixel_width * self.image_again
-        self.image = self._cache(0, self._pixel_width + more, 3)
+        more = self.image_channels * self.features.shape[1] + self._pixel * self.image_again
+        self.image = self._cache(0, self._pixel + more, 3)
         stack = [self._stem(e_u, e_ul)]
         for resolution in range(3):
             # The stride-2 convolutions read a block's last value without an activation.
             last = resolution == 2
-            raws = NO_RAWS if last else (self._raw(resolution, 2), self._raw(resolution))
+            raws = (
+                NO_RAWS
+                if last
+                else (self._cache(resolution, self._f, 2), self._cache(resolution, self._f))
+            )
             stack.extend(self._block(model.up[resolution], stack[-1], raws))
             if not last:
                 u = self._downsize(self._u, model.downsize_u[resolution], raws[0])
@@ -95,7 +104,9 @@ class Program:
         acts = stack.pop()
         for resolution in (2, 1, 0):
             # The transposed convolutions read only the current row of a block's last value.
-            raws = (self._raw(resolution), self._raw(resolution)) if resolution else NO_RAWS
+            raws = NO_RAWS
+            if resolution:
+                raws = self._cache(resolution, self._f), self._cache(resolution, self._f)
             *_, acts = self._block(model.down[2 - resolution], acts, raws, stack)
             if resolution:
                 u = self._upsize(self._u, model.upsize_u[2 - resolution], raws[0])
@@ -121,32 +132,10 @@ class Program:
             acts = u, self._resnet(self._ul, res_ul, acts[1], [u, *skips[1]], raw_ul)
             yield acts
 
-    @property
-    def _pixel_width(self) -> int:
-        """Channels of a pixel (one or two addends) and a one; even, since operands come in
-        pairs."""
-        n = self.image_channels * self.image_addends + 1
-        return n + n % 2
-
-    def _cache(self, resolution: int, channels: int, rows: int, *, operand: bool = True) -> int:
-        """Add a cache and return its index."""
-        self.caches.append(Cache(resolution, channels, rows, operand))
+    def _cache(self, resolution: int, channels: int, rows: int = 1, *, operand: bool = True) -> int:
+        """Add a cache, of an even number of operands, which come in pairs; return its index."""
+        self.caches.append(Cache(resolution, channels + operand * channels % 2, rows, operand))
         return len(self.caches) - 1
-
-    def _raw(self, resolution: int, rows: int = 1) -> int:
-        return self._cache(resolution, self._f + self._f % 2, rows)
-
-    def _values(self, resolution: int, rows: int = 1) -> int:
-        return self._cache(resolution, self._f, rows, operand=False)
-
-    def _act(self, stream: _Stream, resolution: int) -> int:
-        """Add a cache for concat_elu of a layer's values."""
-        return self._cache(resolution, 2 * self._f, stream.rows)
-
-    def _add(self, op: Op) -> int:
-        """Add an operation; return the cache of its value's concat_elu."""
-        self.ops.append(op)
-        return op.act_out
 
     def _terms(
         self, stream: _Stream, cache: int, weight: Array, rows: tuple[int, ...] | None = None
@@ -171,7 +160,7 @@ class Program:
         """
         colours, ones = weight[:, : self.image_channels], self.image_channels
         pixel = [*[colours] * self.image_addends, weight[:, ones : ones + 1]]
-        on_pixel = widened(np.concatenate(pixel, axis=1), self._pixel_width)
+        on_pixel = widened(np.concatenate(pixel, axis=1), self._pixel)
         features = weight[:, ones + 1 :]
         if skip_prompt and self.image_again:
             return np.concatenate([0 * on_pixel, features, on_pixel], axis=1)
@@ -184,9 +173,11 @@ class Program:
         weight, bias = folded(model.stem_u)
         weight[:, ones, 1, 1] += bias
         terms = self._terms(self._u, self.image, self._on_image(weight), (-2, -1))
-        u, ul = self._act(self._u, 0), self._act(self._ul, 0)
+        u, ul = (self._cache(0, 2 * self._f, stream.rows) for stream in (self._u, self._ul))
         residual, residual_ul = self._u.residual[0], self._ul.residual[0]
-        self._add(Op(Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=residual, act_out=u))
+        self.ops.append(
+            Op(Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=residual, act_out=u)
+        )
         above, bias = folded(model.stem_ul_above)
         above[:, ones, 0, 1] += bias
         left, bias = folded(model.stem_ul_left)
@@ -195,7 +186,7 @@ class Program:
         terms = self._terms(self._ul, self.image, self._on_image(above), (-1,))
         terms += self._terms(self._ul, self.image, self._on_image(left[:, :, 1:]), (0,))
         op = Op(Phase.HORIZONTAL, 0, zero, terms, add=e_ul, residual_out=residual_ul, act_out=ul)
-        self._add(op)
+        self.ops.append(op)
         return u, ul
 
     def _resnet(
@@ -221,22 +212,26 @@ class Program:
                 # The first skip of ul is u, whose whole row is known.
                 row_part = stream.phase == Phase.HORIZONTAL and i == 0
                 terms.append(Term(skip, 0, 0, weight, row_part))
-        h, act = caches or (self._act(stream, resolution), self._act(stream, resolution))
-        self._add(Op(stream.phase, resolution, bias, terms, act_out=h))
+        new = partial(self._cache, resolution, 2 * self._f, stream.rows)
+        h, act = caches or (new(), new())
+        self.ops.append(Op(stream.phase, resolution, bias, terms, act_out=h))
         weight, bias = folded(layer.conv_out)
         gate = Op(stream.phase, resolution, bias, self._terms(stream, h, weight), gate=True)
         gate.residual_in = gate.residual_out = stream.residual[resolution]
         gate.act_out, gate.raw_out = act, raw_out
         if layer.condition_weight is not None:  # (2F, D)
             gate.projection = as_numpy(layer.condition_weight)
-        return self._add(gate)
+        self.ops.append(gate)
+        return act
 
     def _downsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
         resolution = self.caches[raw].resolution + 1
         weight, bias = folded(layer)
         op = Op(stream.phase, resolution, bias, self._terms(stream, raw, weight))
-        op.residual_out, op.act_out = stream.residual[resolution], self._act(stream, resolution)
-        return self._add(op)
+        op.residual_out = stream.residual[resolution]
+        op.act_out = self._cache(resolution, 2 * self._f, stream.rows)
+        self.ops.append(op)
+        return op.act_out
 
     def _upsize(self, stream: _Stream, layer: WeightNormConv, raw: int) -> int:
         """One operation per parity of row and column, with the taps for that parity."""
@@ -246,13 +241,14 @@ class Program:
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
         columns = ([1], [2, 0]) if stream.phase == Phase.VERTICAL else ([0], [1])
-        act, residual = self._act(stream, resolution), stream.residual[resolution]
+        act = self._cache(resolution, 2 * self._f, stream.rows)
+        residual = stream.residual[resolution]
         for row in (0, 1):
             for column, taps in enumerate(columns):
                 terms = [Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))]
                 op = Op(stream.phase, resolution, bias, terms, residual_out=residual, act_out=act)
                 op.row_parity, op.column_parity = row, column
-                self._add(op)
+                self.ops.append(op)
         return act
 
     def _head(self, ul: int) -> None:
@@ -275,7 +271,7 @@ class Program:
             addends = addends_of(on_hidden)[:2] if self.image_addends == 2 else [on_hidden]
             terms = [*(self._point(hidden, addend) for addend in addends), *terms]
         self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
-        self._add(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
+        self.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
 
     def _hidden(self, layer: HeadHidden, ul: int) -> int:
         """The hidden layer of the head: like the stem of ul, with an additional term for
@@ -290,15 +286,16 @@ class Program:
         terms += self._terms(self._ul, self.image, self._on_image(left, skip_prompt=True), (0,))
         act = self._cache(0, 2 * len(bias), self._ul.rows)
         terms.append(self._point(ul, on_ul))
-        return self._add(Op(Phase.HORIZONTAL, 0, bias, terms, act_out=act))
+        self.ops.append(Op(Phase.HORIZONTAL, 0, bias, terms, act_out=act))
+        return act
 
     def _encoder(self, encoder: ContextEncoder) -> tuple[int, int]:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
         width = self._model.config.context_filters or self._f
-        self.context = self._cache(0, self._pixel_width, 0)
+        self.context = self._cache(0, self._pixel, 0)
         act, h = self._cache(0, 2 * width, 0), self._cache(0, 2 * width, 0)
         residual = self._cache(0, width, 0, operand=False)
-        raw = self._cache(0, width + width % 2, 0)
+        raw = self._cache(0, width, 0)
         stream = _Stream(Phase.ENCODER, 0, (-1, 0, 1), [residual])
         # Both 1x1 convolutions read the last value without an activation.
         raws = [NONE] * len(encoder.layers) + [raw]
@@ -306,11 +303,14 @@ class Program:
         terms = self._terms(stream, self.context, self._on_image(weight))
         stem = Op(Phase.ENCODER, 0, bias, terms, residual_out=residual, act_out=act)
         stem.raw_out = raws[0]
-        self._add(stem)
+        self.ops.append(stem)
         for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
             self._resnet(stream, layer, act, [], raw_out, (h, act))
-        outputs = self._values(0, 0), self._values(0, 0)
+        new = partial(self._cache, 0, self._f, 0, operand=False)
+        outputs = new(), new()
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
-            self._add(Op(Phase.ENCODER, 0, bias, [self._point(raw, weight)], residual_out=output))
+            self.ops.append(
+                Op(Phase.ENCODER, 0, bias, [self._point(raw, weight)], residual_out=output)
+            )
         return outputs

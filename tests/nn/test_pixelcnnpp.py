@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dsmooth
+from dsmooth._extension import warn_once
 from dsmooth.config import TrainConfig
 from dsmooth.fields import structure
 from dsmooth.functional import concat_elu, use_impl
-from dsmooth.nn.images import check_scale, fourier_features, warn_unit_interval
+from dsmooth.nn.images import check_scale, fourier_features
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import Dropout
 from tests.helpers.data_makers import refuses
@@ -184,7 +185,7 @@ def test_images_between_0_and_1_are_warned_of_once(caplog) -> None:
     pair, x = tiny_pair("continuous"), images()
     pair.elbo(x)
     assert not caplog.messages
-    warn_unit_interval.cache_clear()
+    warn_once.cache_clear()
     for _ in range(2):
         pair.elbo((x + 1) / 2)
     (message,) = caplog.messages
