@@ -1,7 +1,4 @@
-"""Atomically written files: JSON, tensors as safetensors, arrays as .npz.
-
-`dsmooth.data.reading` reads the arrays.
-"""
+"""Atomically written files: JSON, tensors as safetensors, arrays as .npz; and their readers."""
 
 from __future__ import annotations
 
@@ -12,13 +9,14 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -168,13 +166,19 @@ def open_regular(path: Path) -> BinaryIO:
     )
 
 
+@contextmanager
+def guarded(source: Path | str, what: str) -> Iterator[None]:
+    """Turn any error inside into a ValueError of one line: decoders raise all kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(ascii(str(error))[1:-1].split())[:200] or type(error).__name__
+        raise ValueError(f"{printable(source)} cannot be read as {what} ({reason})") from error
+
+
 def file_sha256(path: Path) -> str:
     """The hex digest of a file's content."""
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_json(path: Path) -> Json:
@@ -185,10 +189,8 @@ def read_json(path: Path) -> Json:
 
 def parse_json(text: str | bytes, source: Path) -> Json:
     """Parse a JSON object. Raises ValueError, naming the source."""
-    try:
+    with guarded(source, "a JSON object"):
         return msgspec.convert(json.loads(text), Json, strict=True)
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise ValueError(f"{source} is not a JSON object: {error}") from None
 
 
 def structured(values: object, kind: type[T], source: Path | str) -> T:
@@ -233,6 +235,13 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
+
+
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of a .npz, all by default; nothing is unpickled."""
+    with open_regular(path) as file, guarded(path, "a .npz without pickled objects"):
+        arrays = np.load(file, allow_pickle=False)
+        return {name: arrays[name] for name in names or arrays.files}
 
 
 def check_tensors(

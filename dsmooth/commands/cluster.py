@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ..data import ImageDataset
+from ..data.labels import LABELS_FILE, write_labels
 from ..data.pictures import save_grid
-from ..data.reading import LABELS_FILE, write_labels
 from ..evaluate.clusters import agreement, find_clusters
 from ..fields import check_number
 from ..files import check_writable, printable

@@ -66,7 +66,7 @@ def complete(options: Complete) -> None:
 
 def read_mask(path: Path) -> Tensor:
     """The mask (1, H, W) bool of a picture of two values, the larger of which means known."""
-    levels = read_pictures(path, [path]).float().mean(1)
+    levels = read_pictures([path]).float().mean(1)
     values = levels.unique().tolist()
     if len(values) > 2:
         raise ValueError(

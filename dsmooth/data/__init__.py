@@ -12,11 +12,10 @@ from ..config import OWN
 from ..fields import SettingError, check_one_of
 from ..pixels import are_sides
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
-from .folder import load_folder
+from .folder import MissingFiles, load_folder
 from .order import epoch_order, indices_at
 from .own import own_images
-from .published import PUBLISHED, load_embedded_mnist, load_published
-from .reading import missing
+from .published import PUBLISHED, load_embedded_mnist, load_published, missing
 
 __all__ = [
     "DATASETS",
@@ -87,6 +86,8 @@ def load_splits(
     if data_dir is None:
         if name == "mnist":
             return [load_embedded_mnist(split) for split in splits]
+        if name == "folder":
+            raise MissingFiles((), "To name a folder of images, set", data_dir=None)
         raise missing(name, f"{name} needs the folder of its files")
     folder = Path(data_dir)
     if name == "folder":

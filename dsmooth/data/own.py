@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data as loaders
 
 from ..config import OWN
+from ..files import guarded
 from ..philox import Stream, image_words
 from ..pixels import are_sides
 from .dataset import ImageDataset, channels_first, other_range, to_bytes
-from .folder import obstacle, upright
+from .folder import upright
 from .order import held_out
-from .reading import check_memory
 
 # Names that data sets of the Hugging Face Hub give to a column of images, and to one of labels.
 IMAGES = ("image", "img", "images", "pixel_values")
@@ -41,18 +40,19 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
     names: tuple[str, ...] = ()
     if isinstance(dataset, ImageDataset):
         images = dataset
-    elif isinstance(dataset, Tensor | np.ndarray):
-        pixels = channels_first(_pixels(dataset, "images"), "images")
-        images = ImageDataset(pixels, None, OWN, split, "images given in Python")
     else:
-        images, item_labels = _read_items(dataset, split)
-        if labels is None:  # the data set's names are of its own labels
-            labels, names = item_labels, _names_of(dataset)
-    if not images.images.numel():
-        shape = tuple(images.images.shape)
-        raise ValueError(f"the {split} data set must hold images with pixels, got {shape}")
-    if images is not dataset and (words := other_range(images.images, f"the {split} images")):
-        raise ValueError(words)
+        if isinstance(dataset, Tensor | np.ndarray):
+            kind, pixels = "images", channels_first(_pixels(dataset, "images"), "images")
+        else:
+            kind, (pixels, item_labels) = f"a {type(dataset).__name__}", _read_items(dataset)
+            if labels is None:  # the data set's names are of its own labels
+                labels, names = item_labels, _names_of(dataset)
+        images = ImageDataset(pixels, None, OWN, split, f"{kind} given in Python")
+        if not pixels.numel():
+            shape = tuple(pixels.shape)
+            raise ValueError(f"the {split} data set must hold images with pixels, got {shape}")
+        if words := other_range(pixels, f"the {split} images"):
+            raise ValueError(words)
     if labels is None:
         return images
     numbers, names = _classes(labels, len(images), names)
@@ -99,23 +99,27 @@ def split_own(dataset: Any, labels: Any = None) -> tuple[ImageDataset, ImageData
     return train, test
 
 
-def _read_items(dataset: Any, split: str) -> tuple[ImageDataset, list[int | str] | None]:
+def _read_items(dataset: Any) -> tuple[Tensor, list[int | str] | None]:
     """The images of a data set with a length, and the labels of its items if they have some."""
-    kind = type(dataset).__name__
     images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[int | str]()
     for number in range(len(dataset)):
-        pixels, label = _pixels_and_label(dataset[number], f"item {number}")
+        item, name = dataset[number], f"item {number}"
+        if isinstance(item, Mapping):
+            columns = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
+            item = tuple(item.get(column) for column in columns)
+        image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
+        pixels = channels_first(_pixels(image, name)[None], name)[0]
         if number == 0:
-            check_memory(f"a {kind}", len(dataset) * pixels.numel())
-            images = torch.empty((len(dataset), *pixels.shape), dtype=torch.uint8)
+            images = torch.empty(len(dataset), *pixels.shape, dtype=torch.uint8)
         if pixels.shape != images.shape[1:]:
             raise ValueError(
-                f"images must have one shape, got {tuple(images.shape[1:])} and item {number} of "
+                f"images must have one shape, got {tuple(images.shape[1:])} and {name} of "
                 f'{tuple(pixels.shape)}: image.convert("RGB") makes colour of grey Pillow images'
             )
         images[number] = pixels
-        labels += [] if label is None else [label]
-    return ImageDataset(images, None, OWN, split, f"a {kind} given in Python"), labels or None
+        if (known := _class_of(label)) is not None:
+            labels.append(known)
+    return images, labels or None
 
 
 def _names_of(dataset: Any) -> tuple[str, ...]:
@@ -134,63 +138,45 @@ def _names_of(dataset: Any) -> tuple[str, ...]:
     return tuple(names) if is_list else ()
 
 
-def _pixels_and_label(item: Any, name: str) -> tuple[Tensor, int | str | None]:
-    """The bytes (C, H, W) and the label of an item; None for a label that names no class."""
-    if isinstance(item, Mapping):
-        columns = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
-        item = tuple(item.get(column) for column in columns)
-    image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
-    return channels_first(_pixels(image, name)[None], name)[0], _class_of(label)
-
-
 def _class_of(label: Any) -> int | str | None:
     """A label as a number or a name; None for anything else, such as boxes."""
     value = label.tolist() if hasattr(label, "tolist") else label
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _classes(
-    labels: Any, count: int, names: tuple[str, ...] = ()
-) -> tuple[Tensor, tuple[str, ...]]:
+def _classes(labels: Any, count: int, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
     """Labels (N,) int64 and the names of their classes, of whole numbers or of names.
 
     names: of the numbers. Numbers without names are named by themselves.
     """
-    values = [] if isinstance(labels, Mapping) else [_class_of(label) for label in labels]
-    kinds = {type(value) for value in values}
-    is_known = kinds in ({str}, {int}) and all(not isinstance(v, int) or v >= 0 for v in values)
-    if len(values) != count or not is_known:
+    values = np.array([] if isinstance(labels, Mapping) else [*map(_class_of, labels)])
+    kind, is_whole = values.dtype.kind, values.dtype.kind == "i" and values.min() >= 0
+    if values.shape != (count,) or not (is_whole or kind == "U"):
         raise ValueError(
             f"labels must be whole numbers from 0, or names, of {count} images, got {len(values)} "
             f"such as {', '.join(sorted({repr(label) for label in labels})[:2])}"
         )
-    if names and kinds == {int} and max(v for v in values if isinstance(v, int)) < len(names):
-        return torch.tensor(values), names
-    found: list[Any] = sorted(set(values))
-    numbers = {value: number for number, value in enumerate(found)}
-    return torch.tensor([numbers[value] for value in values]), tuple(map(str, found))
+    if is_whole and values.max() < len(names):
+        return torch.from_numpy(values), names
+    found, numbers = np.unique(values, return_inverse=True)
+    return torch.from_numpy(numbers), tuple(map(str, found.tolist()))
 
 
 def _pixels(values: Any, name: str) -> Tensor:
     """Bytes of an array or PIL image, in its shape; `name` is for errors."""
     if hasattr(values, "getbands"):  # a PIL image
-        if (reason := obstacle(values)) is not None:
-            raise ValueError(f"{name} {reason}")
-        values = np.asarray(upright(values))
-    if not isinstance(values, Tensor | np.ndarray):
+        with guarded(name, "an image"):
+            values = np.array(upright(values))
+    if isinstance(values, np.ndarray):  # torch takes no negative strides, and writable arrays
+        values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    if not isinstance(values, Tensor):
         raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
-    if isinstance(values, Tensor):
-        values = (values.float() if values.is_floating_point() else values).numpy(force=True)
-    array: NDArray[Any] = values
-    if array.dtype == np.uint8:
-        # torch takes no negative strides, and writable arrays.
-        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name} must be bytes or lie in [-1, 1], got {array.dtype}")
-    x = torch.from_numpy(array.astype(np.float32))
-    low, high = map(float, x.aminmax()) if x.numel() else (0.0, 0.0)
-    if not (low >= -1.001 and high <= 1.001):
+    x = values.detach().cpu()
+    if x.dtype == torch.uint8:
+        return x
+    low, high = map(float, x.float().aminmax()) if x.numel() else (0.0, 0.0)
+    if not x.is_floating_point() or not (low >= -1.001 and high <= 1.001):
         raise ValueError(
-            f"{name} must be bytes or lie in [-1, 1], got {array.dtype} from {low:g} to {high:g}"
+            f"{name} must be bytes or lie in [-1, 1], got {x.dtype} from {low:g} to {high:g}"
         )
-    return to_bytes(x)
+    return to_bytes(x.float())

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from ..files import printable
+from ..files import printable, read_npz
 from .dataset import ImageDataset, channels_first
-from .folder import read_pictures
-from .reading import missing, read_npz
+from .folder import MissingFiles, read_pictures
 
 # torchvision's class of each data set, what a folder must hold, and an address of the files.
 PUBLISHED = {
@@ -39,6 +38,14 @@ PUBLISHED = {
         "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     ),
 }
+
+
+def missing(name: str, what: str) -> MissingFiles:
+    """The error where files of a data set are not there, with the ways out."""
+    subset = "Leave the folder out to use the embedded subset. " if name == "mnist" else ""
+    ways = "To name such a folder, or to fetch the files into it, set"
+    return MissingFiles((), f"{what}.\n{subset}{ways}", data_dir=None, download=True)
+
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
@@ -87,7 +94,7 @@ def load_published(
     source = f"{printable(folder)} ({len(published):,} images)"
     if name == "celeba":
         paths = [folder / "celeba" / "img_align_celeba" / leaf for leaf in published.filename]
-        images = read_pictures(folder, paths, image_size or _CELEBA_SIZE, _CELEBA_CROP)
+        images = read_pictures(paths, image_size or _CELEBA_SIZE, _CELEBA_CROP)
         return ImageDataset(images, None, name, split, source)
     images = channels_first(torch.as_tensor(published.data), name).contiguous()
     names = tuple(label.partition(" - ")[0] for label in published.classes)  # of MNIST "0 - zero"

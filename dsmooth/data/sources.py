@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files import open_regular
+from ..files import guarded, open_regular, read_npz
 from ..progress import LOG
 from .dataset import channels_first, other_range, to_bytes
 from .folder import SUFFIXES, image_paths, read_pictures
 from .order import epoch_order
 from .pictures import is_diverged
-from .reading import guarded, read_npz
 
 # Names of an array of images in a .npz: dsmooth's, two that are common, and savez's first.
 ARRAY_NAMES = ("x", "images", "samples", "arr_0")
@@ -71,7 +70,7 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
         paths = [path] if is_file else image_paths(path)
         if not paths:
             raise ValueError(f"there are no image files in {path}, and it is no .npz or .npy")
-        images = read_pictures(path, [paths[i] for i in chosen(len(paths))])
+        images = read_pictures([paths[i] for i in chosen(len(paths))])
         return ImageSet(images, f"{path} ({len(images):,} image files)")
     array = np.atleast_1d(array)
     return _from_array(array, chosen(len(array)), path, drawn=not OWN_ARRAYS.isdisjoint(arrays))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data import epoch_order
 from ..data.dataset import as_grey
-from ..data.reading import read_npz
 from ..data.sources import read_images
+from ..files import read_npz
 from ..functional.checks import check_tensor
 from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.reading import read_npz
 from ..fields import check_number
+from ..files import read_npz
 from ..functional.checks import check_tensor
 from ..work import map_parts
 

@@ -16,7 +16,6 @@ from ..config import Method, Precision, ProbeSettings, TrainConfig
 from ..data import ImageDataset, to_bytes
 from ..data.order import choose_images, epoch_order
 from ..data.pictures import is_diverged, save_grid
-from ..data.reading import read_npz
 from ..distributed import from_first
 from ..evaluate.comparison import Reference, compare_images
 from ..evaluate.features import CLASSIFIER, make_extractor
@@ -24,7 +23,7 @@ from ..evaluate.likelihood import classes_of, clean_noise_of, labels_for_model, 
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
-from ..files import lock_folder
+from ..files import lock_folder, read_npz
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import Classes, Precision
 from ..cuda import cuda_obstacle
-from ..data.pictures import is_diverged, nhwc_bytes, png
+from ..data.pictures import is_diverged, pil_images, png
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
 from ..nn import PixelCNNpp
@@ -73,7 +73,7 @@ def draw_folder(
 
     def drawn(part: range) -> list[tuple[bytes, bool]]:
         x = draw(model, request.part(part), precision)
-        return [*zip(map(png, nhwc_bytes(x)), is_diverged(x).tolist(), strict=True)]
+        return [*zip(map(png, pil_images(x)), is_diverged(x).tolist(), strict=True)]
 
     diverged = 0
     with lock_folder(folder, "another process that draws into it"):

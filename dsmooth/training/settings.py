@@ -13,7 +13,7 @@ import torch
 
 from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
-from ..data.reading import with_labels
+from ..data.labels import with_labels
 from ..distributed import from_first, gather
 from ..fields import SettingError, flatten
 from ..files import check_writable

@@ -13,8 +13,8 @@ import dsmooth
 from dsmooth.commands.complete import read_mask
 from dsmooth.data import load_dataset, to_float
 from dsmooth.data.pictures import BORDER
-from dsmooth.data.reading import read_npz
 from dsmooth.data.sources import read_images
+from dsmooth.files import read_npz
 from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses

@@ -148,29 +148,18 @@ def test_forms_of_images_in_python() -> None:
         assert torch.equal(images.images, pixels[half.indices])
 
 
-class Endless(loaders.Dataset):
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return PIXELS[0]
-
-
-class Promise(Endless):
-    def __len__(self) -> int:
-        return 1 << 50
-
-
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
         ([BLACK[0]], "2 images or more, got 1"),
         ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
-        ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .* got float32 from -2"),
-        (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in \[-1, 1\], got fl"),
-        (PIXELS.int(), r"images must be bytes or lie in \[-1, 1\], got int32"),
+        ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .* float32 from -2"),
+        (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in .*float32"),
+        (PIXELS.int(), r"images must be bytes or lie in \[-1, 1\], got torch.int32"),
         ((PIXELS, PIXELS[:, 0, 0, 0]), r"images must hold images .* got shape \(40,\)"),
-        ([chess("L"), CLEAR], "item 1 must be opaque"),
-        ([chess("L"), DEEP], "item 1 must have 8 bits a channel"),
+        ([chess("L"), CLEAR], "item 1 cannot be .*must be opaque"),
+        ([chess("L"), DEEP], "item 1 .*must have 8 bits"),
         (["a.png"], "item 0 must be an image, got a str"),
-        (Promise(), "a Promise takes .* more than there is memory"),
         ([{"pixels": 3}], "item 0 must be an image, got a NoneType"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must hold .* got shape \(20, 8, 8, 2\)"),
         ([], r"train data set must hold images with pixels, got \(0, 1, 4, 4\)"),
@@ -196,7 +185,6 @@ LABELS = torch.arange(40)
         (PIXELS, LABELS + 0.5, "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, LABELS - 1, "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, dict(enumerate(range(40))), "names, of 40 images, got 0 such as "),
-        (PIXELS, ["cat", 3] * 20, "got 40 such as 'cat', 3$"),
         ((PIXELS, PIXELS), LABELS, r"\(training images, held-out images\), without labels="),
         ([(PIXELS[0], None), (PIXELS[1], 1)], None, "names, of 2 images, got 1 such as 1"),
     ],

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 import dsmooth
 from dsmooth.config import Classes
 from dsmooth.data import ImageDataset, load_dataset, own_images
-from dsmooth.data.reading import with_labels, write_labels
+from dsmooth.data.labels import with_labels, write_labels
 from dsmooth.evaluate import clusters
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.clusters import agreement, cluster, find_clusters

@@ -106,7 +106,7 @@ def test_settings_that_are_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "[]"])
 def test_json_that_python_refuses(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    refuses(r"config\.json is not a JSON object", RunFolder(tmp_path).read_config)
+    refuses(r"config\.json cannot be read as a JSON object", RunFolder(tmp_path).read_config)
 
 
 def test_settings_that_are_nested_without_end() -> None:

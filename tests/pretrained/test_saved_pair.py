@@ -146,7 +146,7 @@ def restate(path: Path, name: str = "noisy.head.bias", **changes: Any) -> None:
     [
         (Path.unlink, "there is no network in .*give a saved pair"),
         (lambda path: os.truncate(path, 500), "is not a readable safetensors file"),
-        (lambda path: write_tensors(path, {}, {"config": "{"}), "is not a JSON object"),
+        (lambda path: write_tensors(path, {}, {"config": "{"}), "cannot be read as a JSON object"),
         (
             lambda path: write_tensors(path, {"x": torch.zeros(1)}, {}),
             "has no settings of its networks",
