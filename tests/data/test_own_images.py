@@ -153,7 +153,7 @@ def test_forms_of_images_in_python() -> None:
     [
         ([BLACK[0]], "2 images or more, got 1"),
         ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
-        ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .* float32 from -2"),
+        ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .*float32 from -2"),
         (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in .*float32"),
         (PIXELS.int(), r"images must be bytes or lie in \[-1, 1\], got torch.int32"),
         ((PIXELS, PIXELS[:, 0, 0, 0]), r"images must hold images .* got shape \(40,\)"),
