@@ -9,30 +9,19 @@ import torch
 
 import dsmooth
 from dsmooth.config import ModelConfig
-from dsmooth.evaluate.receptive_field import causal, influence, masked_stack, receptive_fields
+from dsmooth.evaluate.receptive_field import causal, influence, receptive_fields
 
 pytestmark = pytest.mark.quick
 
 
 def test_two_streams_see_the_whole_past_and_nothing_else() -> None:
-    """From every row, at three resnets per block; with fewer some of the row above is missed."""
+    """At three resnets per block; with fewer some of the row above is missed."""
     torch.manual_seed(1)
     config = ModelConfig(n_filters=4, n_resnet=3, n_mix=1, dropout=0.0)
     network = dsmooth.PixelCNNpp(config).double().eval()
-    for row, column in itertools.product(range(8), (0, 3, 7)):
+    for row, column in itertools.product((0, 1, 4, 7), (0, 3, 7)):
         reached = influence(network, 8, row, column) > 0
         assert reached.equal(causal(8, row, column)), (row, column)
-
-
-def test_a_masked_stack_misses_what_lies_flat_to_the_right() -> None:
-    """With 3 x 3 kernels k rows up are seen up to k columns to the right, however deep it is."""
-    torch.manual_seed(1)
-    size, row, column = 12, 7, 5
-    reached = influence(masked_stack(16).double(), size, row, column) > 0
-    rows, columns = torch.arange(size)[:, None], torch.arange(size)[None, :]
-    blind = (rows < row) & (columns - column > row - rows)
-    assert reached.equal(causal(size, row, column) & ~blind)
-    assert int(blind.sum()) == 15
 
 
 def test_influence_is_the_gradient() -> None:

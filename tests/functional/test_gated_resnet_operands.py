@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,33 +36,20 @@ def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     return case.operands(dtype)._asdict() | case.settings._asdict()
 
 
-def test_the_operands_are_the_inputs_of_the_table() -> None:
-    inputs = [name for name, field in FIELDS.items() if field.group == "Input"]
-    assert list(Operands._fields) == inputs
-
-
 @needs_extension
-def test_gradients_of_weights_are_all_given_or_none() -> None:
+def test_gradients_of_images_are_given_and_those_of_weights_all_or_none() -> None:
     case = full_case()
     given, settings = case.operands(torch.float32), case.settings
     _, h, gates = forward_op(*given, *settings, True)
     tensors = {**given._asdict(), "h": h, "gates": gates, "grad_y": h}
     grads = {n: torch.empty_like(tensors[n]) for n in given._fields if FIELDS[n].gradient}
-    parameters = [n for n in grads if FIELDS[n].is_parameter]
-
-    def run(names: Collection[str]) -> None:
-        written = {f"grad_{name}": grads[name] for name in names}
-        numbers = 1, 1, settings.layer, 0, settings.keep_from, settings.scale
-        _extension.extension().gated_resnet_backward(tensors | written, *numbers)
-
-    images = grads.keys() - parameters
-    run(images)
-    for name in parameters:
-        mixture = r"must be given with grad_\w+ \(all gradients of weights are, or none\), got None"
-        refuses(f"^grad_{name} {mixture}", run, grads.keys() - {name})
-        refuses(f"with grad_{name} ", run, images | {name})
-    for name in images:
-        refuses(f"^grad_{name} must be given, got None", run, images - {name})
+    numbers = 1, 1, settings.layer, 0, settings.keep_from, settings.scale
+    backward = _extension.extension().gated_resnet_backward
+    for name in grads:
+        mixture = r" with grad_\w+ \(all gradients of weights are, or none\)"
+        words = f"^grad_{name} must be given{mixture * FIELDS[name].is_parameter}, got None"
+        others = {f"grad_{n}": t for n, t in grads.items() if n != name}
+        refuses(words, backward, tensors | others, *numbers)
 
 
 def full_case() -> Case:

@@ -105,19 +105,6 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
 
-@each_channels
-def test_temperature_divides_logits_and_widens_scales(channels: int) -> None:
-    _, params = random_case(channels, "continuous", size=(2, 4, 4))
-    raw_parts(params, channels)[:, :, 1].clamp_(-5, 0)
-    uniforms = uniforms_of(32).view(4, 2, 4, 4).transpose(0, 1)
-    warm = params.clone()
-    warm[:, : params.shape[1] // (3 if channels == 1 else 10)] /= 0.7
-    raw_parts(warm, channels)[:, :, 1] += math.log(0.7)
-    expected = logistic_mixture_sample(warm, uniforms, channels)
-    x = logistic_mixture_sample(params, uniforms, channels, temperature=0.7)
-    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
-
-
 def test_the_ends_of_float32_draw_something_finite() -> None:
     params = torch.tensor([0.0, 2e38, -2e38, -1, 1, 2, -9, -9, -9]).view(1, 9, 1, 1)
     x = logistic_mixture_sample(params, torch.full((1, 4, 1, 1), 0.5), 1, temperature=0.3)

@@ -45,9 +45,9 @@ each_impl = pytest.mark.parametrize("impl", FAST if INTERPRETED else ["reference
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "nchw": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.to(memory_format=torch.channels_last),
-    "every second column": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
-    "transposed": lambda t: t.mT.contiguous().mT,
+    "channels_last": lambda t: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t,
+    "every second column": lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
+    "transposed": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
 }
 
 
@@ -84,11 +84,13 @@ class Case:
     settings: Settings
     grad_y: Tensor
 
-    def run(self, impl: str, dtype, prepare=lambda t: t, device="cpu") -> dict[str, Tensor]:
-        """The output and all gradients by the names of the operands, on the CPU."""
+    def run(
+        self, impl: str, dtype, prepare=lambda t: t, device="cpu", prepared=IMAGES
+    ) -> dict[str, Tensor]:
+        """The output and all gradients by the names of the operands, on the CPU. prepared: names
+        of operands that become what `prepare` makes of them."""
         given = self._cast(lambda t: t.to(device, dtype, copy=True), dtype, device)
-        images = {n: t for n, t in given.items() if n in IMAGES and t is not None}
-        given |= {name: prepare(image).detach() for name, image in images.items()}
+        given |= {n: prepare(given[n]).detach() for n in prepared if given[n] is not None}
         leaves = {n: t.requires_grad_() for n, t in given.items() if t is not None and n != "seed"}
         half = dtype in (torch.bfloat16, torch.float16)
         impl, _, instruction_set = impl.partition(":")

@@ -56,6 +56,7 @@ def test_known_pixels_stay_and_the_others_follow_from_them(
     own = images(channels=channels, size=(8, 4)).mT  # strided
     everywhere, mask = torch.ones(1, *size, dtype=torch.bool), random_mask(size=size)
     assert torch.equal(draw(known=own, mask=everywhere), own)
+    assert torch.equal(draw(known=own[:1], mask=everywhere[0]), own[:1].expand_as(own))
     x, nothing = draw(), torch.full_like(own, torch.nan)
     assert torch.equal(draw(known=nothing, mask=~everywhere), x)
     for part in (mask, keep_top(0.5, size)):
@@ -76,17 +77,6 @@ def test_a_network_that_sees_bytes_takes_no_other_pixels(code: str) -> None:
         words = r"known must (have values of bytes|lie in \[-1, 1\])"
         refuses(words, sampler.sample, N, *SIZE, **given)
     sampler.sample(N, *SIZE, known=torch.where(mask[:, None], known, 0.3), mask=mask)
-
-
-def test_one_image_and_one_mask_serve_all() -> None:
-    model = network()
-    known, mask = images(1), random_mask(1)
-    x = sample_images(model, N, **SETTINGS, known=known, mask=mask)
-    expanded = {"known": known.expand(N, -1, -1, -1), "mask": mask.expand(N, -1, -1)}
-    assert torch.equal(x, sample_images(model, N, **SETTINGS, **expanded))
-    assert torch.equal(x, sample_images(model, N, **SETTINGS, known=known, mask=mask[0]))
-    drawn = x[:, :, ~mask[0]]
-    assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize("method", ["two-step", "single-step", "noisy"])

@@ -23,7 +23,6 @@ from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of e
     test_no_output_sees_a_later_pixel,
     test_opcheck,
     test_strides_do_not_matter,
-    test_the_memory_order_of_parameters_does_not_matter,
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import INTERPRETED, make_case
@@ -38,7 +37,6 @@ for several in (
     test_no_access_is_out_of_bounds,
     test_opcheck,
     test_strides_do_not_matter,
-    test_the_memory_order_of_parameters_does_not_matter,
 ):
     pytest.mark.full(several)
 
