@@ -6,8 +6,8 @@ import atexit
 import gc
 import inspect
 import io
-import logging
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -16,22 +16,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Union, cast, get_type_hints
 
 import tyro
 from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands import options as verbs
-from .commands.options_train import Train
-from .fields import SettingError, in_python
-from .presets import as_flag
-from .progress import lines_shown, silence
+from .fields import SettingError, in_python, nearest
+from .progress import lines_shown
 from .text import escape_control
 
 VERBS: Mapping[str, Any] = {
-    "train": Train,
+    "train": verbs.Train,
     "sample": verbs.Sample,
     "complete": verbs.Complete,
     "cluster": verbs.Cluster,
@@ -45,7 +42,7 @@ EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
-POSITIONAL = ("role", "models", "samples")
+POSITIONAL = {"role", "folder", "samples"}
 HELP_WIDTH = 80  # columns
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
 
@@ -68,16 +65,15 @@ def main(args: Sequence[str] | None = None) -> None:
             from .distributed import process_group, rank_and_size  # torch with them
 
             size = rank_and_size()[1]
-            options = option_types(type(command))
-            quiet = command.execution.quiet if hasattr(command, "execution") else False
-            # `evaluate --out -` prints nothing but the numbers in any case.
-            if quiet and getattr(command, "out", None) != Path("-"):
-                stack.enter_context(silence())
-            stack.enter_context(lines_shown(logging.ERROR if quiet else logging.INFO))
+            options = option_names(type(command))
+            stack.enter_context(lines_shown())
             stack.enter_context(process_group())
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
-            import_module(".machine", __package__).keep_freed_memory()
+            machine = import_module(".machine", __package__)
+            machine.keep_freed_memory()
+            if hasattr(command, "execution"):
+                machine.use_threads(command.execution.threads)
             status = verb(command) or 0
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
@@ -90,7 +86,8 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         if os.environ.get("DSMOOTH_TRACEBACK") == "1":
             traceback.print_exc()
-        status = _fail(line)
+        print(escape_control(f"dsmooth: error: {line}"), file=sys.stderr)
+        status = 1
     if size > 1 or status < 0:
         # Python's own way out waits for threads at work, and a thread of torch's process group may
         # abort it.
@@ -135,31 +132,25 @@ def explain(error: Exception, options: Collection[str] = ()) -> str | None:
     return str(error) if known else None
 
 
-def _fail(message: str) -> int:
-    """Print an error; returns the exit status."""
-    print(escape_control(f"dsmooth: error: {message}"), file=sys.stderr)
-    return 1
-
-
 def as_option(name: str, value: object, options: Collection[str]) -> str:
     """An argument of an error as the command has it: an option as typed, else as Python has it."""
     if name not in options:
         return in_python(name, value)
-    return as_flag(name) if value is None else as_flag(name, value)
+    values = [] if value is None or value is True else value if isinstance(value, list) else [value]
+    return shlex.join([as_flag(name), *map(str, values)])
 
 
-def option_types(kind: type) -> dict[str, object]:
-    """The types of a verb's options, by their names in Python."""
-    types: dict[str, object] = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        parts = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        kinds = (part for part in parts if isinstance(part, type))
-        group = next((part for part in kinds if is_typeddict(part) or is_dataclass(part)), None)
-        if group is not None:
-            types |= option_types(group)
-        elif name not in POSITIONAL:
-            types[name] = parts[0]
-    return types
+def as_flag(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def option_names(kind: type) -> set[str]:
+    """The names in Python of a verb's options."""
+    names: set[str] = set()
+    for name, hint in get_type_hints(kind).items():
+        names |= option_names(hint) if is_dataclass(hint) else {name}
+    return names - POSITIONAL
 
 
 def parse(args: Sequence[str]) -> object:
@@ -172,11 +163,18 @@ def parse(args: Sequence[str]) -> object:
         prog, kind, rest = f"{prog} {rest[0]}", kind[rest[0]], rest[1:]
     if isinstance(kind, dict):  # help, a completion, or an error
         return tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
+    names = {as_flag(name) for name in option_names(kind)}
+    for word in rest:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in {*names, "--help"}:
+            line = f"dsmooth: error: {prog} has no option {flag}{nearest(flag, names)}"
+            print(escape_control(line), file=sys.stderr)
+            sys.exit(2)
     return tyro.cli(
         kind,
         args=rest,
         prog=prog,
-        description=_wrapped(kind.__doc__ or ""),
+        description=_about(kind),
         config=(tyro.conf.HelptextFromCommentsOff,),
     )
 
@@ -186,14 +184,19 @@ def _union(kinds: Mapping[str, Any]) -> Any:
     members = []
     for name, kind in kinds.items():
         group = isinstance(kind, dict)
-        about = "Measure models and samples." if group else (kind.__doc__ or "").partition("\n")[0]
+        about = "Measure models and samples." if group else _about(kind).strip().partition("\n")[0]
         kind = _union(kind) if group else kind
         members.append(Annotated[kind, subcommand(name, description=about)])
     # Union, because the members are known when the program runs: `|` cannot join them.
     return Union[tuple(members)]  # noqa: UP007
 
 
+def _about(kind: type) -> str:
+    """The docstring of a verb's options; python -OO has none, and dataclasses make one up."""
+    return _wrapped(kind.__doc__ or "") if __doc__ else ""
+
+
 def _wrapped(text: str) -> str:
-    """A docstring's paragraphs in lines of the width of help, which tyro joins at the margin."""
+    """A text's paragraphs in lines of the width of help, which tyro joins at the margin."""
     wrapper = textwrap.TextWrapper(HELP_WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(map(wrapper.fill, inspect.cleandoc(text).split("\n\n")))

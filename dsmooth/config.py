@@ -12,6 +12,8 @@ from .pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
+# Data sets that are read at an image size.
+RESIZED = ("celeba", "folder")
 # Labels of samplers that are not names of classes.
 RESERVED = frozenset(("each", "prior", "known"))
 # Octave k of a pixel's Fourier features has 2^k periods over the 256 bytes; the last is the parity.

@@ -8,17 +8,16 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import cache, partial
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from .progress import LOG
 from .text import escape_control
 
 # The text of an argument, and of a value to give it (None: any).
-
 Spell = Callable[[str, object], str]
 
 
@@ -54,29 +53,25 @@ class SettingError(ValueError):
 T = TypeVar("T")
 # The value of a setting, as JSON has it.
 Setting = bool | int | float | str | list[bool | int | float | str] | None
-# Settings of earlier versions that are gone, and the value that each had if nobody set it.
-GONE: Mapping[str, object] = {
-    "compile": False,
-    "schedule_from": 0,
-    "earlier_images": [],
-    "cooldown": 0.2,
-    "checkpoint_minutes": 2.0,
-    "keep_gates": "auto",
-    "n_classes": 0,
-    "class_names": [],
-    "class_shares": [],
-    "labels_sha256": None,
-    "hidden_labels": None,
-}
+MANY = 8  # names that an error lists, all of them
 _TYPES = {int: "a whole number", float: "a number", str: "text"}
 _TYPES |= {bool: "True or False", NoneType: "None"}
 
 
 def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise SettingError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        names = ", ".join(map(str, allowed))
-        raise SettingError(name, f"must be one of {names}, got {value!r}")
+    """Raise SettingError, with the nearest of many, unless `value` is one of `allowed`."""
+    if value in allowed:
+        return
+    names = [*map(str, allowed)]
+    few = names if len(names) <= MANY else get_close_matches(str(value), names, 5) or names[:5]
+    such = "" if few is names else f"{len(names)} names, such as "
+    raise SettingError(name, f"must be one of {such}{', '.join(few)}, got {value!r}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The question whether some of `names` was meant, if they are similar; else ""."""
+    near = get_close_matches(name, [*names], cutoff=0.7)
+    return f": did you mean {' or '.join(near)}?" if near else ""
 
 
 def check(settings: object) -> None:
@@ -154,42 +149,26 @@ def check_number(name: str, value: object, least: int | None = 1, most: int | No
 
 
 def structure(values: object, kind: type[T]) -> T:
-    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field.
-
-    A setting that is gone is ignored, with a line in the log, if it had its default value.
-    """
+    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
     try:
         made = msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         field = path.strip("`.")
         raise ValueError(escape_control(f"{field}: {reason}" if field else reason)) from None
-    unknown = dict(_unknown(values, msgspec.to_builtins(made)))
-    gone = [name for name, value in unknown.items() if _is_gone(name, value)]
-    if other := sorted(unknown.keys() - gone):
-        raise ValueError(escape_control(f"{kind.__name__} has no field {', '.join(other)}"))
-    if gone:
-        LOG.info("ignored settings of an earlier version at their defaults: %s", ", ".join(gone))
+    if unknown := sorted(_unknown(values, msgspec.to_builtins(made))):
+        raise ValueError(escape_control(f"{kind.__name__} has no field {', '.join(unknown)}"))
     return made
 
 
-def _is_gone(name: str, value: object) -> bool:
-    """Whether a setting is gone and had its default value. Raises ValueError for another value."""
-    own = name.rpartition(".")[2]
-    if own in GONE and value != GONE[own]:
-        words = f"{name} = {value!r} is a setting of an earlier version; only {GONE[own]!r} is left"
-        raise ValueError(escape_control(words))
-    return own in GONE
-
-
-def _unknown(values: Any, known: Any) -> Iterator[tuple[str, Any]]:
-    """Items of nested dictionaries that `known` does not have, keys of inner ones with dots."""
+def _unknown(values: Any, known: Any) -> Iterator[str]:
+    """Keys of nested dictionaries that `known` does not have, those of inner ones with dots."""
     if isinstance(values, dict) and isinstance(known, dict):
         for key, value in values.items():
             if key not in known:
-                yield key, value
+                yield key
             else:
-                yield from ((f"{key}.{name}", v) for name, v in _unknown(value, known[key]))
+                yield from (f"{key}.{name}" for name in _unknown(value, known[key]))
 
 
 def difference(stored: object, current: object) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import msgspec
 
 from .config import ModelConfig, Role, TrainConfig
-from .fields import SettingError, check_one_of, types_of
+from .fields import SettingError, check_one_of, nearest, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
 _F40 = ModelConfig(1, n_filters=40, n_resnet=5, dropout=0.5)
@@ -34,25 +32,16 @@ _PAPER = TrainConfig(
 )
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Settings of the three roles, and a line on them."""
-
-    description: str
-    noisy: TrainConfig
-    denoiser: TrainConfig
-    plain: TrainConfig
-
-
-def _paper(description: str, noisy: TrainConfig) -> Preset:
+def _paper(noisy: TrainConfig) -> dict[Role, TrainConfig]:
+    """The paper's settings: a stacked denoiser, continuous likelihoods, no average."""
     stack = replace(noisy.model, conditioning="stack")
     denoiser = replace(noisy, role="denoiser", model=stack, batch_size=50, clean_noise=0.01)
     plain = replace(noisy, role="plain", model=replace(noisy.model, likelihood="discretized"))
-    words = f"the paper's {description} settings (stack, continuous, no EMA)"
-    return Preset(words, noisy, denoiser, plain)
+    return {"noisy": noisy, "denoiser": denoiser, "plain": plain}
 
 
-def _ours(description: str, noisy: TrainConfig) -> Preset:
+def _ours(noisy: TrainConfig) -> dict[Role, TrainConfig]:
+    """Our settings: a denoiser with an encoder, likelihoods of bytes, averaged weights."""
     # Optimizer and rates are the defaults of TrainConfig (docs/experiments/009-training-recipe.md).
     network = replace(noisy.model, likelihood="discretized")
     if noisy.data == "mnist":
@@ -60,28 +49,21 @@ def _ours(description: str, noisy: TrainConfig) -> Preset:
         network = replace(network, atoms="all", fourier_features=8, head_filters=64)
         noisy = replace(noisy, model=replace(noisy.model, likelihood="gaussian"))
     denoiser = replace(noisy, role="denoiser", model=replace(network, conditioning="concat"))
-    plain = replace(noisy, role="plain", model=network)
-    return Preset(f"{description} (concat, discretized, EMA)", noisy, denoiser, plain)
+    return {
+        "noisy": noisy,
+        "denoiser": denoiser,
+        "plain": replace(noisy, role="plain", model=network),
+    }
 
 
 PRESETS = {
-    "mnist-quick": _ours(
-        "digits within minutes on two CPU cores", TrainConfig(model=_QUICK, batch_size=16)
-    ),
-    "mnist": _ours("our settings at the paper's size", TrainConfig(model=_F40, images=3_000_000)),
-    "cifar10": _ours(
-        "our settings at the paper's size",
-        TrainConfig(data="cifar10", scale=0.3, model=_F160, images=10_000_000),
-    ),
-    "photos": _ours(
-        "RGB pictures of your own, 32 x 32, on a CPU",
-        TrainConfig(data="folder", scale=0.3, image_size=32, model=_F32, batch_size=8),
-    ),
-    "mnist-paper": _paper("MNIST", replace(_PAPER, model=_F40)),
-    "cifar10-paper": _paper("CIFAR-10", replace(_PAPER, data="cifar10", scale=0.3, model=_F160)),
-    "celeba-paper": _paper(
-        "CelebA 32x32", replace(_PAPER, data="celeba", scale=0.3, image_size=32, model=_F160)
-    ),
+    "mnist-quick": _ours(TrainConfig(model=_QUICK, batch_size=16)),
+    "mnist": _ours(TrainConfig(model=_F40, images=3_000_000)),
+    "cifar10": _ours(TrainConfig(data="cifar10", scale=0.3, model=_F160, images=10_000_000)),
+    "photos": _ours(TrainConfig(data="folder", scale=0.3, image_size=32, model=_F32, batch_size=8)),
+    "mnist-paper": _paper(replace(_PAPER, model=_F40)),
+    "cifar10-paper": _paper(replace(_PAPER, data="cifar10", scale=0.3, model=_F160)),
+    "celeba-paper": _paper(replace(_PAPER, data="celeba", scale=0.3, image_size=32, model=_F160)),
 }
 
 # Factor of the rates of a run that begins with given weights, measured in the card of `photos`.
@@ -94,8 +76,8 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     """The settings of one role of a preset, some of them replaced.
 
     settings: fields of `TrainConfig` or of its model: `preset("mnist", "noisy", images=64)`. A
-    budget replaces the preset's images. Raises ValueError for an unknown name and for both images
-    and a budget, TypeError for an unknown field.
+    budget replaces the preset's images. Raises ValueError for an unknown name and as
+    `with_settings`, TypeError for an unknown field.
     """
     check_one_of("preset", name, PRESETS)
     check_one_of("role", role, get_args(Role))
@@ -103,17 +85,24 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
         raise SettingError(
             "smoothing_scale", "follows from the scale of the noise: set", scale=None
         )
-    if settings.get("budget") is not None:
-        check_one_length([name for name, value in settings.items() if value is not None])
-        settings["images"] = None
-    return with_settings(getattr(PRESETS[name], role), {**settings, **fine_tuning(settings)})
+    # A run that begins with given weights, whose settings have no rate, has smaller ones.
+    rates = {"learning_rate", "kernel_rate", "rate_factor"}
+    if settings.get("init") is not None and not rates & {*settings}:
+        settings["rate_factor"] = FINE_TUNING
+    return with_settings(PRESETS[name][role], settings)
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The settings with some replaced, fields of `TrainConfig` or of its model.
 
-    The classes of the model are open again: training takes those of its images.
+    The classes of the model are open again: training takes those of its images. A budget replaces
+    images, and they a budget; ValueError for both.
     """
+    given = {name for name in ("images", "budget") if settings.get(name) is not None}
+    if len(given) > 1:
+        raise SettingError(("images", "budget"), "both say how long the run is: leave one out")
+    if given:
+        settings = {**settings, **dict.fromkeys({"images", "budget"} - given)}
     network = {name: value for name, value in settings.items() if name in _MODEL_FIELDS}
     own = {name: value for name, value in settings.items() if name not in _MODEL_FIELDS}
     model = own.pop("model", config.model)
@@ -129,33 +118,11 @@ def setting_of_text(text: str) -> tuple[str, Any]:
     types = {**types_of(ModelConfig), **types_of(TrainConfig)}
     names = types.keys() - {"role", "model", "smoothing_scale", "image_channels"}
     if not sign or name not in names:
-        near = get_close_matches(name, names)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise SettingError("set", f"takes NAME=VALUE of a setting, got {text}{hint}")
+        words = f"takes NAME=VALUE of a setting, got {text}{nearest(name, names)}"
+        raise SettingError("set", words)
     if value == "None":
         return name, None
     try:
         return name, msgspec.convert(json.loads(value), types[name])
     except ValueError:
         return name, value  # text, or a value that the settings refuse
-
-
-def fine_tuning(settings: Mapping[str, object]) -> dict[str, float]:
-    """The smaller rates of a run whose settings have `init` and no rate."""
-    rates = {"learning_rate", "kernel_rate", "rate_factor"}
-    is_tuned = settings.get("init") is not None and not rates & {*settings}
-    return {"rate_factor": FINE_TUNING} if is_tuned else {}
-
-
-def check_one_length(names: Collection[str]) -> None:
-    """Raise ValueError for a budget and images, both of which say how long a run is."""
-    if {"images", "budget"} <= {*names}:
-        raise SettingError(("images", "budget"), "both say how long the run is: leave one out")
-
-
-def as_flag(name: str, value: object = True) -> str:
-    """The option that gives a field its value."""
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{option}" if value else f"--no-{option}"
-    return shlex.join([f"--{option}", *map(str, value if isinstance(value, list) else [value])])

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ..data import ImageDataset
+from ..data import SPLITS, ImageDataset
 from ..data.labels import LABELS_FILE, write_labels
 from ..data.pictures import save_grid
-from ..evaluate.clusters import agreement, find_clusters
+from ..evaluate.clusters import agreement, cluster_splits
 from ..fields import check_number
 from ..files import check_writable, printable
-from ..machine import choose_device, use_threads
-from ..pretrained import load
-from ..progress import progress
+from ..machine import choose_device
+from ..pretrained import data_of, images_for, load
 from ..text import Table
 from .options import Cluster
-from .shared import choose_data
 
 SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 
@@ -31,33 +28,22 @@ def cluster(options: Cluster) -> None:
     path = options.out / LABELS_FILE
     check_writable(path)
     check_number("clusters", options.clusters, 2)
-    use_threads(options.execution.threads)
     models = load(*options.models, device=choose_device(options.execution.device))
     if "noisy" not in models.networks:
         raise ValueError("clusters are of features of a noisy model: name its run, or its pair")
-    noisy, choice = models.networks["noisy"], choose_data(models, options.dataset)
-    if choice.data_dir and Path(realpath(choice.data_dir)) in Path(realpath(path)).parents:
-        raise ValueError(
-            f"--out must not be inside {choice.data_dir}: clusters.png would be an image"
-        )
-    train, test = (choice.load(split) for split in ("train", "test"))
-    with progress("features of training images", len(train)):
-        clusters, labels = find_clusters(noisy, train, options.clusters, seed=options.seed)
-    with progress("features of held-out images", len(test)):
-        held_out = clusters.labels(noisy, test)
-    # Clusters of other images or of another call have other names, and never pass for these.
-    mark = replace(train, labels=labels, class_names=()).digest[:6]
-    names = tuple(f"cluster {number} of {mark}" for number in range(options.clusters))
-    labelled = [
-        replace(data, labels=numbers, class_names=names)
-        for data, numbers in ((train, labels), (test, held_out))
-    ]
+    chosen = vars(options.dataset)
+    folder = data_of(models, **chosen)[1]
+    if folder is not None and Path(realpath(path)).is_relative_to(realpath(folder)):
+        raise ValueError(f"--out must not be inside {folder}: clusters.png would be an image")
+    train, test = (images_for(models, split, **chosen) for split in SPLITS)
+    noisy = models.networks["noisy"]
+    labelled = cluster_splits(noisy, train, test, options.clusters, seed=options.seed)
     # The file of labels is written last: where it exists, nothing is missing.
     save_clusters(labelled[0], path.with_name("clusters.png"))
-    write_labels(path, labelled, names)
+    write_labels(path, labelled, labelled[0].class_names)
     print_sizes(labelled)
     if train.labels is not None:
-        purity, information = agreement(labels, train.labels)
+        purity, information = agreement(labelled[0].known_labels(), train.labels)
         print(
             f"compared with the labels of {train.name}, which were not used: purity {purity:.3f}, "
             f"normalized mutual information {information:.3f}"

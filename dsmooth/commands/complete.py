@@ -14,16 +14,16 @@ from ..data.dataset import as_grey
 from ..data.folder import read_pictures
 from ..data.pictures import BORDER, is_diverged, save_grid
 from ..data.sources import read_images
-from ..fields import check_number
+from ..fields import SettingError, check_number
 from ..files import printable, write_npz
 from ..pixels import value_of
-from ..pretrained import Loaded, is_model, load
+from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
 from ..progress import progress
 from ..sampling.known import keep_top, known_pixels
-from ..sampling.output import draw_all
+from ..sampling.output import draw_all, drawing_device
 from ..sampling.request import checked_shape
-from .options import Complete, DataOptions
-from .shared import check_outputs, choose_data, drawing_device, request_of, say_drawn
+from .options import Complete
+from .sample import check_outputs, request_of, say_drawn
 
 
 def complete(options: Complete) -> None:
@@ -32,31 +32,31 @@ def complete(options: Complete) -> None:
     check_number("draws", options.draws)
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
-    if any(path.suffix not in (".png", ".npz") for path in options.out):
-        raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
-    check_outputs(options.out)
-    names, source = list(options.models), options.images
-    if source is None and len(names) > 1 and not is_model(names[-1]):
+    check_outputs(options.out, folder=False)
+    names, source, draws = [*options.models], options.images, options.draws
+    if source is None and names and names[-1].exists() and not is_model(names[-1]):
         source = names.pop()
-    models = load(*names, device=drawing_device(options.execution))
+    device = drawing_device(options.execution.device)
+    models = load(*(names or [DEFAULT]), device=device)
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = choose_images(source, options.count, models)
-    own = None
-    if options.drawing.label == "own" and labels is not None:
-        own = labels.repeat_interleave(options.draws)
+    given: dict[str, Tensor] = {}
+    if options.drawing.label == "own":
+        if labels is None:
+            raise SettingError("label", "own is for images with labels of the model's classes")
+        given["label"] = labels.repeat_interleave(draws)
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
         mask = keep_top(fraction, models.image_shape[1:])
     else:
         mask = read_mask(options.mask)
-    cells = len(x) * options.draws
-    checked_shape(cells, *models.image_shape)
-    given = x.to(models.device).repeat_interleave(options.draws, dim=0)
-    known = known_pixels(given, mask.to(models.device), cells)
-    request = request_of(models, options.drawing, cells, known=known, own_labels=own)
+    count = len(x) * draws
+    checked_shape(count, *models.image_shape)
+    known = known_pixels(x.to(device).repeat_interleave(draws, dim=0), mask.to(device), count)
+    request = request_of(models.model, options.drawing, count, known=known, **given)
     started = time.monotonic()
-    with progress("completing", request.count):
+    with progress("completing", count):
         completed = draw_all(models.model, request, options.execution.precision)
     for path in options.out:
         write_completions(path, x, mask, completed, request.seed)
@@ -84,7 +84,7 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
     shape, labels = models.image_shape, None
     if source is None:
         try:
-            data = choose_data(models, DataOptions()).load("test")
+            data = images_for(models, "test")
         except (ValueError, FileNotFoundError):
             raise ValueError(
                 "the models do not say where their images are: name some by --images"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data import ImageDataset
+from ..data import load_dataset
 from ..data.order import choose_images
 from ..data.sources import read_images
 from ..evaluate.comparison import Reference, compare_images, has_fidelity, read_reference
@@ -18,14 +18,13 @@ from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.likelihood import measure_bits
 from ..fields import check_number
 from ..files import check_writable, json_text, printable, write_json
-from ..machine import choose_device, use_threads
-from ..pretrained import load
+from ..machine import choose_device
+from ..pretrained import images_for, load
 from ..progress import progress, significant, silence
 from ..results import COMPARABLE, FLOOR, BitsResult, FrechetResult, bits_table
 from ..text import Table, decimals, escape_control
 from ..work import record_of
 from .options import BitsOptions, FrechetOptions
-from .shared import choose_data
 
 STDOUT = Path("-")
 # Scores by other features than those of the Inception network of 2015.
@@ -35,7 +34,6 @@ BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 
 def evaluate(options: BitsOptions | FrechetOptions) -> None:
     """Run a command. Raises ValueError, OSError or ImportError for what does not fit."""
-    use_threads(options.execution.threads)
     screen, out = sys.stdout, options.out
     if out.suffix != ".json" and out != STDOUT:
         raise ValueError(f"--out must end in .json, got {out}")
@@ -56,7 +54,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
     """Measure and print bits/dim; what decides the numbers, and the numbers."""
     folders = [*options.models, *filter(None, [options.plain])]
     models = load(*folders, device=choose_device(options.execution.device))
-    dataset = choose_data(models, options.dataset).load(options.split, options.limit)
+    dataset = images_for(models, options.split, **vars(options.dataset)).first(options.limit)
     choices = {"n_noise": options.n_noise, "seed": options.seed}
     precision = options.execution.precision
     with progress("bits/dim", len(dataset)):
@@ -69,7 +67,7 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
             mixture=True,
         )
     print_bits(result, dataset.source, models.classes.names if models.classes else ())
-    request = {"data": described(dataset), "n_images": len(dataset), **choices}
+    request = {"data": dataset.words, "n_images": len(dataset), **choices}
     return {**request, "precision": precision, "models": models.identity()}, result
 
 
@@ -80,15 +78,17 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         check_number("count", options.count, 2)
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
     samples = read_images(options.samples, options.count, at_random=True)
-    choice, path, floor = choose_data(None, options.dataset), options.reference, None
+    name, place = options.dataset.data or "mnist", options.dataset.data_dir
+    path, size, floor = options.reference, samples.size_for(name), None
     real: Tensor | FeatureStatistics
     if path is None:
-        data = choice.load(options.split)
-        real, source = data.images, described(data)
+        data = load_dataset(name, options.split, place, image_size=size)
+        real, source = data.images, data.words
     else:
         real, source = read_reference(path), {"source": str(path)}
     if path is None or options.dataset.data is not None:
-        floor = choice.load("test" if options.split == "train" else "train")
+        other = "test" if options.split == "train" else "train"
+        floor = load_dataset(name, other, place, image_size=size)
     with progress("features of real images", len(real) if isinstance(real, Tensor) else 1):
         reference = Reference.of(real, extractor)
     sets = {"samples": samples.images}
@@ -101,17 +101,12 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     request = {
         "samples": samples.source,
         "reference": source,
-        "floor": floor and described(floor),
+        "floor": floor and floor.words,
         "extractor": options.extractor,
         "bytes": BYTES,
         "seed": options.seed,
     }
     return request, result
-
-
-def described(dataset: ImageDataset) -> dict[str, str]:
-    """The images that numbers are of."""
-    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
 
 def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) -> None:

@@ -1,41 +1,56 @@
-"""The command line: a class per verb, whose fields are its options; without torch.
-
-`options_train` has those of `dsmooth train`.
-"""
+"""The command line: a class per verb, whose fields are its options; without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
-
-from ..config import Method, Precision, ProbeSettings, Split
-from ..presets import PRESETS
-
-# A flag that defaults to False; hides --no-X from the help.
-Flag = FlagCreatePairsOff[bool]
-MODELS_HELP = """mnist, the pair that comes with the package; a saved pair; the run folders of a
-noisy model and of its denoiser, or a folder with both; or one run folder."""
-Folders = Annotated[Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="")]
-DEFAULT_PRESET = "mnist-quick"
-PRESET_HELP = "Settings to start from: " + "; ".join(
-    f"{name}: {preset.description}" for name, preset in PRESETS.items()
+from tyro.conf import (
+    DisallowNone,
+    FlagCreatePairsOff,
+    OmitArgPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
 )
+
+from ..config import Method, Precision, ProbeSettings, Role, Split
+from ..presets import PRESETS, setting_of_text
+
+T = TypeVar("T")
+# An option that is not given by default; its help says what happens then.
+Maybe = Annotated[DisallowNone[T | None], arg(help_behavior_hint="")]
+# A flag that defaults to False; hides --no-X from the help.
+Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
+Count = Annotated[int, arg(aliases=["-n"])]
+MODELS_HELP = (
+    "mnist, a pair that comes with the package; a saved pair; the run folders of a noisy model and "
+    "of its denoiser, or a folder with both; or one run folder."
+)
+Folders = Annotated[
+    Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="", metavar="MODELS")
+]
+DEFAULT_PRESET, RGB_PRESET = "mnist-quick", "photos"
+PRESET_HELP = (
+    "Settings to start from. mnist-quick: digits within minutes on a CPU; photos: RGB pictures of "
+    "your own, 32 x 32; mnist, cifar10: our settings at the paper's size; mnist-paper and others: "
+    f"the paper's settings. By default {DEFAULT_PRESET}, or {RGB_PRESET} for RGB images."
+)
+Preset = Annotated[
+    DisallowNone[str | None],
+    arg(help=PRESET_HELP, help_behavior_hint="", metavar="|".join(PRESETS)),
+]
 
 
 @dataclass(frozen=True)
 class OnDevice:
-    """How the command runs. Devices and threads change results only by rounding."""
+    """How the command runs. Threads and devices change results only by rounding."""
 
-    threads: int | None = None
+    threads: Maybe[int] = None
     """CPU threads; by default all cores."""
-    quiet: Flag = False
-    """Print only errors."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing needs
-    compute capability 8.0 for that: with an older one auto draws on the CPU and says so."""
+    """cpu, cuda or cuda:N; auto takes a CUDA device that can do the work, else the CPU."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +58,18 @@ class Computing(OnDevice):
     __doc__ = OnDevice.__doc__
 
     precision: Precision = "auto"
-    """Number format of the networks; auto draws in bfloat16 where that is faster (a CUDA device, a
-    processor with AMX, an AMD processor with AVX512-BF16), and uses float32 otherwise. Seeds give
-    different images in the two precisions, equally good."""
+    """Number format of the networks; auto trains and draws in bfloat16 where that is faster, and is
+    float32 otherwise. Seeds give other images in the other precision, equally good."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Images of a data set."""
 
-    data: str | None = None
+    data: Maybe[str] = None
     """Data set; by default the one that the models were trained on, else mnist."""
-    data_dir: Path | None = None
-    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
-    image_size: int | None = None
-    """Pixels a side for celeba and folder; by default as the run had it."""
+    data_dir: Maybe[Path] = None
+    """Folder of its files; by default the run's, else the embedded MNIST subset."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +79,103 @@ class Drawing:
     seed: int | None = 0
     """Decides the images; None draws a seed and prints it."""
     method: Method = "two-step"
-    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
-    label: str | None = None
-    """For models with classes: the class of all images, by its name or number, or each for classes
-    in turn; own for the labels of images to complete. By default the class of each image is drawn
-    by the shares of the training images, and completions are drawn without a class."""
+    """two-step: x~, then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    label: Maybe[str] = None
+    """Class of all images, by name or number; each: the classes in turn; own: those of images to
+    complete. By default classes are drawn as often as in training, and completions have none."""
     guidance: float = 0.0
-    """Above 0 for images that are more typical of their class, of models with classes."""
+    """Above 0 for images that are more typical of their class."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x); or a pair.
+
+    A pair is a noisy model and its denoiser, trained one after the other into the folders noisy and
+    denoiser of --out, each for half of --budget. Writes config.json, log.jsonl,
+    checkpoint.safetensors, model.safetensors and samples-*.png into --out. Ctrl-C saves and exits;
+    --resume continues, bit for bit as without the stop. Under torchrun several processes (and GPUs)
+    train together. Options that are not given are as in the preset; docs/api/training.md lists all
+    settings.
+    """
+
+    role: Positional[Literal[Role, "pair"]]
+    """Which model."""
+    folder: Annotated[Positional[Path | None], arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Folder of images to train on: --data folder --data-dir FOLDER."""
+    preset: Preset = None
+    config: Maybe[Path] = None
+    """Start from the settings in a file instead: a run's config.json, or from --print-config."""
+    data: Maybe[str] = None
+    """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
+    data_dir: Maybe[str] = None
+    """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
+    image_size: Maybe[int] = None
+    """Pixels a side for celeba and folder; by default the data set's own."""
+    labels: Maybe[str] = None
+    """File of labels, as `dsmooth cluster` writes it, in place of the data set's own."""
+    classes: Flag = False
+    """Condition the network on the classes of the images; so does --labels."""
+    label_dropout: Maybe[float] = None
+    """Fraction of the training images whose class is hidden, which guidance needs."""
+    flip: Flag = False
+    """Mirror half of the training images left to right, drawn anew at each visit."""
+    images: Maybe[int] = None
+    """Training images to visit, repeats counted."""
+    budget: Maybe[float] = None
+    """Minutes of the whole run instead; a few timed steps make it a number of images."""
+    init: Maybe[str] = None
+    """Begin with the weights of this run or pair, whose network becomes the default."""
+    batch_size: Maybe[int] = None
+    """Images per step."""
+    learning_rate: Maybe[float] = None
+    """Peak learning rate of Adam."""
+    n_filters: Maybe[int] = None
+    """F: channels of each stream of the network."""
+    n_resnet: Maybe[int] = None
+    """R: gated resnets per block."""
+    seed: Maybe[int] = None
+    """Decides weights, order, noise and dropout; by default 0."""
+    set: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help_behavior_hint="")
+    ] = ()
+    """Any other setting, repeated: --set ema=0.999 --set schedule=cooldown."""
+    out: Maybe[Path] = None
+    """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
+    resume: Flag = False
+    """Continue the run in --out, whose settings are the defaults, or start it."""
+    tensorboard: Flag = False
+    """Also write event files of the evaluations (needs the extra "tensorboard")."""
+    print_config: Flag = False
+    """Print the settings as JSON and stop; what follows from the images is left open."""
+    execution: OmitArgPrefixes[Computing] = field(default_factory=Computing)
+
+
+# Options that are settings.
+SETTINGS = (
+    *("data", "data_dir", "image_size", "labels", "classes", "label_dropout", "flip", "images"),
+    *("budget", "init", "batch_size", "learning_rate", "n_filters", "n_resnet", "seed"),
+)
+
+
+def given_settings(options: Train) -> dict[str, Any]:
+    """The settings in the options, by name. Raises ValueError for some that contradict others."""
+    values = {name: getattr(options, name) for name in SETTINGS}
+    given = {k: v for k, v in values.items() if v is not None and v is not False}
+    if options.execution.precision != "auto":
+        given["precision"] = options.execution.precision
+    more = [setting_of_text(text) for text in options.set]
+    if options.folder is not None:
+        more += [("data", "folder"), ("data_dir", str(options.folder))]
+    for name, value in more:
+        if name in given:
+            raise ValueError(f"{name} was given twice: leave one out")
+        given[name] = value
+    if "labels" in given:
+        given["classes"] = True
+    return given
 
 
 @dataclass(frozen=True)
@@ -87,7 +187,7 @@ class Sample:
     """
 
     models: Folders = (Path("mnist"),)
-    count: Annotated[int, arg(aliases=["-n"])] = 64
+    count: Count = 64
     """Number of images."""
     out: tuple[Path, ...] = (Path("samples.png"),)
     """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
@@ -108,14 +208,14 @@ class Complete:
     """
 
     models: Folders = (Path("mnist"),)
-    images: Path | None = None
+    images: Maybe[Path] = None
     """Images to complete, also as the last of the models: an image file, a folder of them, a .npz
     or a .npy; by default held-out images of the model's data."""
-    count: Annotated[int, arg(aliases=["-n"])] = 8
+    count: Count = 8
     """How many of these images to take, the first ones."""
-    keep_top: float | None = None
+    keep_top: Maybe[float] = None
     """Fraction of the rows that are given, from the top; by default half of them."""
-    mask: Path | None = None
+    mask: Maybe[Path] = None
     """A picture of the images' size instead: its white pixels are given, its black ones missing."""
     draws: int = 8
     """Completions of each image."""
@@ -156,19 +256,17 @@ class BitsOptions:
 
     models: Folders
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
-    split: Split | Literal["all"] | None = None
-    """Images of the data set; by default those of test, or all of a folder that the models were not
-    trained on."""
-    limit: int | None = None
+    split: Maybe[Split | Literal["all"]] = None
+    """Images of the data set; by default test, or all of a folder that no model was trained on."""
+    limit: Maybe[int] = None
     """Take the first images only, for a quick look."""
     n_noise: int = 4
-    """Draws of x~ per image for a pair: repeats of the bound, and n of the importance-weighted
-    one."""
+    """Draws of x~ per image for a pair."""
     batch_size: int = 100
     """Images at a time; does not change the result."""
     seed: int = 0
     """Decides the noise."""
-    plain: Path | None = None
+    plain: Maybe[Path] = None
     """Plain PixelCNN++ to compare with the pair: mnist-plain, or the folder of a run."""
     out: Path = Path("bits_per_dim.json")
     """File for the numbers; - for the standard output."""
@@ -186,9 +284,8 @@ class FrechetOptions:
     """
 
     samples: Annotated[Positional[Path], arg(help_behavior_hint="")]
-    """Samples of any program in a .npz, a .npy or a folder of image files; draw some by `dsmooth
-    sample MODELS -n 1000 --out samples.npz`."""
-    count: Annotated[int | None, arg(aliases=["-n"])] = None
+    """Samples of any program: a .npz, a .npy or a folder of image files."""
+    count: Annotated[Maybe[int], arg(aliases=["-n"])] = None
     """Take as many of the samples, at random; by default all."""
     extractor: str = "mnist-classifier"
     """mnist-classifier, which comes with the package; or a name that torch-fidelity has (needs the
@@ -196,7 +293,7 @@ class FrechetOptions:
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     split: Split = "train"
     """Real images to compare with; the other split shows the distance of real images."""
-    reference: Path | None = None
+    reference: Maybe[Path] = None
     """Another reference: a file or folder of images; or a .npz with mean mu and covariance sigma of
     the extractor's features, as pytorch-fid writes it."""
     seed: int = 0
@@ -237,23 +334,16 @@ class Reproduce:
 
     out: Path = Path("reproduction")
     """Folder for runs, pictures, results.json and report.html."""
-    budget: float | None = None
+    budget: Maybe[float] = None
     """Train models first, for so many minutes in all."""
-    preset: Annotated[str | None, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = None
+    preset: Preset = None
     models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Take these models, as `dsmooth evaluate` does, and perhaps the folder of a plain model."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     download: Flag = False
     """Download the data set into --data-dir if it is not there, and train on it."""
-    # The error of the Fréchet distance doubles from 1,000 to 500, and hardly grows to 700.
-    count: Annotated[int, arg(aliases=["-n"])] = 700
+    count: Count = 700
     """Samples of each kind: the first 64 for the pictures, all for the Fréchet distance."""
-    scored_images: int = 500
-    """Held-out images whose bits/dim are measured."""
-    probe_train_images: int = 1000
-    """Training images of the linear probes."""
-    probe_test_images: int = 250
-    """Test images of the linear probes."""
     extractor: str = "auto"
     """Extractor of the Fréchet distance: auto (the package's classifier for MNIST, none for other
     data), or one of `dsmooth evaluate fid --help`."""

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from ..data import SPLITS
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..files import check_writable, printable, write_atomically
-from ..machine import choose_device, use_threads
-from ..pretrained import load
+from ..machine import choose_device
+from ..pretrained import images_for, load
 from ..progress import progress
 from ..report.plots import probe_png
 from ..results import ProbeResult, ProbeScore
 from ..text import Table, decimals
 from .options import Probe
-from .shared import choose_data
 
 
 def probe(options: Probe) -> None:
     """Run `dsmooth probe`: probes.json and a PNG per network."""
     path, execution = options.out / "probes.json", options.execution
     check_writable(path)
-    use_threads(execution.threads)
     models = load(*options.models, device=choose_device(execution.device))
-    pair, plain, choice = models.pair, models.plain, choose_data(models, options.dataset)
-    sets = choice.load("train"), choice.load("test")
+    pair, plain = models.pair, models.plain
+    train, test = (images_for(models, split, **vars(options.dataset)) for split in SPLITS)
     with progress("probes", 4 if plain is None else 5, "networks"):
         result = probe_pair(
-            pair, *sets, options.settings, path, plain=plain, precision=execution.precision
+            pair, train, test, options.settings, path, plain=plain, precision=execution.precision
         )
     for name in ("noisy", "denoiser"):
         picture = probe_png(result.accuracy, name)

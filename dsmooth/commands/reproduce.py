@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from ..config import ProbeSettings, Role, TrainConfig
+from ..config import Role, TrainConfig
+from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_images
 from ..files import check_writable
-from ..machine import choose_device, use_threads
+from ..machine import choose_device
 from ..presets import preset
-from ..pretrained import DEFAULT, load, packaged
-from ..report.reproduce import Choices, Stages, own_folder
+from ..pretrained import DEFAULT, images_for, load, packaged
+from ..report.reproduce import PROBES, Choices, Stages, own_folder
 from ..report.sections import write_report
 from ..results import bits_table
 from ..training import train
 from .options import DEFAULT_PRESET, Reproduce
-from .shared import choose_data
 
 BUDGET_MINUTES = 8.0
 # Each model's part of the training time; the pair matters most.
@@ -34,17 +34,18 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     Returns the exit status: 0, or 128 + the signal's number if training was stopped; the same call
     then resumes.
     """
-    out, execution, seed = options.out, options.execution, options.seed
+    out, execution = options.out, options.execution
     check_writable(out / "report.html")
     runs = runs_of(options) if runs is None else runs
-    probes = ProbeSettings(
-        train_images=options.probe_train_images, test_images=options.probe_test_images, seed=seed
+    choices = Choices(
+        options.count,
+        probes=replace(PROBES, seed=options.seed),
+        extractor=options.extractor,
+        seed=options.seed,
+        precision=execution.precision,
     )
-    same = {name: getattr(options, name) for name in ("count", "scored_images", "extractor")}
-    choices = Choices(probes=probes, seed=seed, precision=execution.precision, **same)
     if choices.extractor != "auto":
         make_extractor(choices.extractor)  # refused before any work
-    use_threads(execution.threads)
     with own_folder(out, choices, runs) as record:
         for config in runs:
             path, device = out / config.role, execution.device
@@ -56,8 +57,8 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         folders = packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]
         names = options.models or [out / run.role for run in runs] or folders
         models = load(*names, device=choose_device(execution.device))
-        data = choose_data(models, options.dataset)
-        stages = Stages(out, models, data.load("train"), data.load("test"), choices)
+        sets = (images_for(models, split, **vars(options.dataset)) for split in SPLITS)
+        stages = Stages(out, models, *sets, choices)
         check_images(models.pair, stages.test_set)
         pictures = stages.draw_all()
         name = f"models that {'were given' if options.models else 'come with dsmooth'}"

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ..data.pictures import is_diverged, save_grid
+from ..distributed import from_first
 from ..fields import check_number
-from ..files import printable, suffix_of
+from ..files import check_writable, printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
-from ..sampling.output import draw_all, draw_folder, write_images
-from ..sampling.request import checked_shape, precision_on
-from .options import Sample
-from .shared import check_outputs, drawing_device, request_of, say_drawn
+from ..sampling.output import draw_all, draw_folder, drawing_device, write_images
+from ..sampling.request import Request, checked_shape, drawn_seed, precision_on
+from ..sampling.two_step import Model, fitted
+from .options import Drawing, Sample
 
 
 def sample(options: Sample) -> None:
     """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_number("count", options.count)
     check_outputs(options.out)
-    models = load(*options.models, device=drawing_device(options.execution))
-    request = request_of(models, options.drawing, options.count, options.first_index)
+    models = load(*options.models, device=drawing_device(options.execution.device))
+    first_index, drawing = options.first_index, options.drawing
+    request = request_of(models.model, drawing, options.count, first_index=first_index)
     precision = precision_on(models.device, options.execution.precision)
     started = time.monotonic()
     if not suffix_of(options.out[0]):
         settings = {
-            **asdict(options.drawing),
+            **vars(drawing),
             "seed": request.seed,
-            "first_index": request.first_index,
+            "first_index": first_index,
             "device": models.device.type,
             "precision": precision,
             "models": models.identity(),
@@ -50,3 +54,38 @@ def sample(options: Sample) -> None:
     for path in options.out:
         print(f"wrote {printable(path)}")
     say_drawn(drawn, diverged, started, existing=request.count - drawn)
+
+
+def request_of(model: Model, drawing: Drawing, count: int, **given: Any) -> Request:
+    """The request of a command's options. given: other fields of it."""
+    seed = from_first(drawn_seed) if drawing.seed is None else drawing.seed
+    return fitted(model, Request(count, **{**vars(drawing), "seed": seed, **given}))
+
+
+def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:
+    """Raise ValueError for files that images cannot be written to. folder: whether one may be."""
+    if not outputs:
+        raise ValueError("--out must name a file or a folder")
+    for path in outputs:
+        if not suffix_of(path) and folder and len(outputs) > 1:
+            raise ValueError(f"a folder must be the only --out, got {path} among others")
+        if suffix_of(path) not in (".png", ".npz", "")[: 2 + folder] or path.name == "-":
+            words = ", or be a folder without a suffix" * folder
+            raise ValueError(f"--out must end in .png or .npz{words}, got {path}")
+        check_writable(path)
+
+
+def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -> None:
+    """Print how many images were drawn, how fast, and how many diverged; ValueError if all did.
+
+    started: when, by time.monotonic(). existing: number of images found in the folder.
+    """
+    seconds = time.monotonic() - started
+    before = f" ({existing:,} already existed)" if existing else ""
+    rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
+    print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
+    line = f"{diverged:,} of {drawn:,} images diverged, which happens with a hardly trained model"
+    if diverged and diverged == drawn:
+        raise ValueError(f"{line}: train longer")
+    if diverged:
+        print(f"{line}: they are grey in pictures and not finite in arrays")

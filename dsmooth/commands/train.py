@@ -9,23 +9,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import DERIVED, Role, TrainConfig
+from ..config import Role, TrainConfig
 from ..data.folder import shows_colours
 from ..files import read_json
-from ..presets import fine_tuning, preset, with_settings
+from ..presets import preset, with_settings
 from ..pretrained.runs import RunFolder, run_config
+from ..progress import LOG
 from ..training import tensorboard
 from ..training import train as train_one
-from ..training.settings import find_initial, stored_settings
-from .options import DEFAULT_PRESET
-from .options_train import RGB_PRESET, Train, given_settings
+from ..training.settings import initial_settings, stored_settings
+from .options import DEFAULT_PRESET, RGB_PRESET, Train, given_settings
 
 
 def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     runs = runs_of(options)
     if options.print_config:
-        print_settings(runs)
+        printed = {config.role: asdict(config) for config in runs.values()}
+        print(json.dumps(printed if len(runs) > 1 else printed[options.role], indent=2))
         return 0
     for run, config in runs.items():  # the second of a pair is refused before the first is trained
         stored_settings(run, config, options.resume)
@@ -40,9 +41,9 @@ def train(options: Train) -> int:
             progress=True,
         )
         if result.interrupted:
-            print(f"{options.role}: the same command with --resume continues")
+            LOG.info("%s: the same command with --resume continues", options.role)
             return 128 + result.interrupted
-    print(f"{options.role}: {next_step(runs)}")
+    LOG.info("%s: %s", options.role, next_step(runs))
     return 0
 
 
@@ -56,7 +57,7 @@ def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
     roles: tuple[Role, ...] = ("noisy", "denoiser")
     pair = {role: RunFolder(out / role) for role in roles}
     runs = {run: settings_of(options, given, role, run) for role, run in pair.items()}
-    if "budget" not in given:
+    if given.get("budget") is None:
         return runs
     return {run: replace(c, budget=c.budget and c.budget / 2) for run, c in runs.items()}
 
@@ -67,27 +68,16 @@ def settings_of(
     """The settings given, over those of --config, of the run to resume, or of a preset."""
     if options.config is not None:
         start = run_config(read_json(options.config), options.config)
-    elif options.resume and options.preset is None and run.config.exists():
-        start = run.read_config()[0]
-    else:
-        start, given = start_of(options, given, role), {**given, **fine_tuning(given)}
-    return with_settings(start, {**given, "role": role})
-
-
-def start_of(options: Train, given: Mapping[str, Any], role: Role) -> TrainConfig:
-    """The settings of the preset given, or of a default one, with the network of --init."""
+        return with_settings(start, {**given, "role": role})
+    if options.resume and options.preset is None and run.config.exists():
+        return with_settings(run.read_config()[0], {**given, "role": role})
     name = options.preset or default_preset(given)
     data, changes = given.get("data", preset(name, role).data), dict[str, Any]()
     if data != "celeba" and not (data == "folder" and options.preset is not None):
         changes["image_size"] = None  # these have a size of their own
     if (source := given.get("init")) is not None:
-        initial = find_initial(source, role)
-        if (noise := initial.smoothing) is not None:
-            changes |= {"smoothing": noise.kind, "scale": noise.scale}
-        # The data decide the classes.
-        network = vars(initial.networks[role].config).items()
-        changes |= {name: value for name, value in network if name not in DERIVED}
-    return preset(name, role, **changes)
+        changes |= initial_settings(source, role)
+    return preset(name, role, **{**changes, **given})
 
 
 def default_preset(given: Mapping[str, Any]) -> str:
@@ -97,13 +87,6 @@ def default_preset(given: Mapping[str, Any]) -> str:
     if data == "folder" and data_dir is not None:
         colours = shows_colours(Path(data_dir))
     return RGB_PRESET if colours else DEFAULT_PRESET
-
-
-def print_settings(runs: Mapping[RunFolder, TrainConfig]) -> None:
-    """Print the settings of a run as JSON, or those of a pair by their roles."""
-    printed = {config.role: asdict(config) for config in runs.values()}
-    one = next(iter(printed.values()))
-    print(json.dumps(printed if len(printed) > 1 else one, indent=2))
 
 
 def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:

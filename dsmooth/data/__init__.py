@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import OWN
+from ..config import OWN, RESIZED
 from ..fields import SettingError, check_one_of
 from ..pixels import are_sides
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
@@ -77,7 +77,7 @@ def load_splits(
     check_one_of("data", name, DATASETS)
     for split in splits:
         check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
-    if image_size is not None and name not in ("celeba", "folder"):
+    if image_size is not None and name not in RESIZED:
         raise SettingError("image_size", f"is for celeba and folder, got it for {name}")
     if image_size is not None and not are_sides(image_size):
         raise SettingError("image_size", f"must be a positive multiple of 4, got {image_size}")

@@ -149,6 +149,11 @@ class ImageDataset:
         """1 for grey, 3 for RGB."""
         return self.images.shape[1]
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What images these are, for a record of numbers."""
+        return {"name": self.name, "split": self.split, "source": self.source}
+
     def part(self, chosen: Tensor | slice) -> ImageDataset:
         """The images, and labels, that a mask, numbers or a slice choose."""
         labels = None if self.labels is None else self.labels[chosen]

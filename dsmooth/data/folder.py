@@ -83,12 +83,13 @@ def load_folder(
     others = class_of.keys() - chosen
     if images.shape[1] == 1 and any(_in_threads(_is_coloured, [*others])):
         images = images.repeat(1, 3, 1, 1)
+    size = "" if image_size is None else f", cropped to {image_size} x {image_size}"
     classes = {*class_of.values()}
     names = sorted(classes) if "" not in classes and len(classes) > 1 else []
     numbers, datasets = {name: number for number, name in enumerate(names)}, []
     for split, part, pixels in zip(splits, parts, images.split([*map(len, parts)]), strict=True):
         labels = torch.tensor([numbers[class_of[path]] for path in part]) if names else None
-        source = f"{printable(folder)} ({len(part):,} images{words})"
+        source = f"{printable(folder)} ({len(part):,} images{size}{words})"
         class_names = tuple(map(printable, names))
         datasets.append(ImageDataset(pixels, labels, "folder", split, source, class_names))
     return datasets

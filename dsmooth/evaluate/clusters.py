@@ -9,7 +9,7 @@ classes is uniform (docs/math.md, section 9).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ..data import ImageDataset, own_images
 from ..fields import check_number
 from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
-from ..progress import portion
+from ..progress import portion, progress
 from ..work import batches, map_parts
 from .probe import CALL_IMAGES, hidden_label, joined_features
 
@@ -68,6 +68,26 @@ def cluster(
     ArithmeticError for features that are not finite.
     """
     return find_clusters(model, own_images(images), n_clusters, seed=seed)[1]
+
+
+def cluster_splits(
+    model: PixelCNNpp, train: ImageDataset, test: ImageDataset, n_clusters: int, *, seed: int = 0
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training images with the labels of `cluster`, and held-out images with the nearest ones.
+
+    Clusters of other images or of another call have other names, and never pass for these.
+    """
+    with progress("features of training images", len(train)):
+        clusters, labels = find_clusters(model, train, n_clusters, seed=seed)
+    with progress("features of held-out images", len(test)):
+        nearest = clusters.labels(model, test)
+    mark = replace(train, labels=labels, class_names=()).digest[:6]
+    names = tuple(f"cluster {number} of {mark}" for number in range(n_clusters))
+    first, second = (
+        replace(data, labels=numbers, class_names=names)
+        for data, numbers in ((train, labels), (test, nearest))
+    )
+    return first, second
 
 
 @torch.no_grad()

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._extension import is_available
 from ..config import Classes, Precision
 from ..cuda import cuda_obstacle
 from ..data.pictures import is_diverged, pil_images, png
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
+from ..machine import choose_device
 from ..nn import PixelCNNpp
-from ..progress import advance_to, portion
+from ..progress import LOG, advance_to, portion
 from ..work import Record, batches, fair_size, map_parts, runs
 from .request import Request
 from .two_step import Model, draw
@@ -24,6 +26,19 @@ from .two_step import Model, draw
 CHUNK = {"cpu": 256, "cuda": 4096}
 # The record of a folder: all that decides its images, except their number.
 RECORD = "images.json"
+
+
+def drawing_device(name: str) -> torch.device:
+    """The device that draws: "auto" is a GPU only if the cached sampler runs there.
+
+    Else images need many forward passes each.
+    """
+    device = choose_device(name)
+    undecided = name == "auto" and device.type != "cpu" and is_available()
+    if undecided and (reason := cuda_obstacle(device)) is not None:
+        LOG.info("drawing on the CPU: %s; device %s draws pixel by pixel", reason, device)
+        return torch.device("cpu")
+    return device
 
 
 def draw_all(model: Model, request: Request, precision: Precision = "auto") -> Tensor:

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import Precision
+from ..config import Classes, Precision
 from ..data.pictures import is_diverged
+from ..fields import SettingError
 from ..nn import PixelCNNpp
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
@@ -46,20 +47,11 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
     A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
     where its x~ diverged. precision: as in `SmoothedPair.sample`.
     """
+    request = fitted(model, request)
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
         return draw_network(model, request, model.image_size, None, precision)
-    networks = [model.noisy] + [model.denoiser] * (request.method == "two-step")
-    classes = model.noisy.config.classes or model.denoiser.config.classes
-    if request.guidance and not any(network.config.classes for network in networks):
-        check_guidance(model.noisy.config)  # no network would use it
-    if request.known is not None:
-        as_bytes = model.denoiser.config.likelihood == "discretized"
-        check_scale("known", request.known.values, as_bytes=as_bytes)
-    if request.label is None:
-        given = request.known is not None or request.x_tilde is not None
-        request = replace(request, label=default_label(classes, given=given))
-    request = replace(request, label=request.labels(classes, model.noisy.device))
+    request = replace(request, label=request.labels(classes_of(model), model.noisy.device))
     x_tilde, steps = request.x_tilde, 1 if request.method == "noisy" else 2
     if x_tilde is None:
         with portion(1 / steps):
@@ -71,6 +63,43 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
     with portion(1.0 if request.x_tilde is not None else 1 / steps):
         x = denoise(model, request, torch.where(diverged, 0.0, x_tilde), precision)
     return torch.where(diverged, math.nan, x)
+
+
+def fitted(model: Model, request: Request) -> Request:
+    """A request for a model, with the default label of its classes.
+
+    Raises ValueError for a method, label or guidance that the model does not have, and for known
+    pixels that are not images of a pair.
+    """
+    if isinstance(model, PixelCNNpp):
+        if model.config.conditioning != "none":
+            raise ValueError("a denoiser draws given noisy images: name its noisy model too")
+        # A noisy model draws x~, as a pair does with the method "noisy".
+        if request.method != "two-step" and (model.role, request.method) != ("noisy", "noisy"):
+            words = "is for a pair, not for a single model: leave it out"
+            raise SettingError("method", words)
+        networks = [model]
+    else:
+        networks = [model.noisy, model.denoiser][: 1 + (request.method == "two-step")]
+        if request.known is not None:
+            as_bytes = model.denoiser.config.likelihood == "discretized"
+            check_scale("known", request.known.values, as_bytes=as_bytes)
+    if request.guidance:
+        for config in [n.config for n in networks if n.config.classes] or [networks[0].config]:
+            check_guidance(config)
+    classes = classes_of(model)
+    if request.label is None:
+        given = request.known is not None or request.x_tilde is not None
+        request = replace(request, label=default_label(classes, given=given))
+    request.labels(classes, networks[0].device)
+    return request
+
+
+def classes_of(model: Model) -> Classes | None:
+    """The classes of a network, or of whichever network of a pair has some."""
+    if isinstance(model, PixelCNNpp):
+        return model.config.classes
+    return model.noisy.config.classes or model.denoiser.config.classes
 
 
 def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:

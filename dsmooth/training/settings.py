@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,7 +115,8 @@ def complete(
         return config
     if stored is not None:
         budget = stored.budget if config.budget is None else config.budget
-        return replace(config, images=stored.images, budget=budget, evaluations=stored.evaluations)
+        evaluations = min(config.evaluations, stored.evaluations)  # those that fit the budget
+        return replace(config, images=stored.images, budget=budget, evaluations=evaluations)
     return within_budget(config, train_set, test_set, device, started or time.monotonic())
 
 
@@ -188,3 +190,14 @@ def find_initial(source: str, role: Role) -> Loaded:
         roles = " and a ".join(loaded.networks)
         raise ValueError(f"{source} has a {roles} model, not a {role} one to begin with")
     return loaded
+
+
+def initial_settings(source: str, role: Role) -> dict[str, Any]:
+    """The smoothing and the network of `source`, with which a new run begins by default."""
+    initial = find_initial(source, role)
+    network = vars(initial.networks[role].config)
+    # The data decide the classes.
+    settings = {name: value for name, value in network.items() if name not in DERIVED}
+    if (noise := initial.smoothing) is not None:
+        settings |= {"smoothing": noise.kind, "scale": noise.scale}
+    return settings

@@ -86,23 +86,6 @@ def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     refuses(r"model\.safetensors holds a model of another shape", dsmooth.load, run.path)
 
 
-def test_settings_that_are_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Ignored at their default values, else refused by name."""
-    caplog.set_level("INFO", "dsmooth")
-    run, config = RunFolder(tmp_path), preset("mnist", "noisy")
-    for value, error in (
-        (False, ""),
-        (True, r"does not fit: compile = True is .* only False"),
-    ):
-        run.write_config(config, (8, 8))
-        run.config.write_text(json.dumps(json.loads(run.config.read_text()) | {"compile": value}))
-        if error:
-            refuses(error, run.read_config)
-        else:
-            assert run.read_config()[0] == config
-    assert caplog.messages == ["ignored settings of an earlier version at their defaults: compile"]
-
-
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "[]"])
 def test_json_that_python_refuses(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -35,7 +35,7 @@ SMALLER = {
     "bpd": "--limit 4 --n-noise 2",
     "fid": "-n 4",
     "probe": "--train-images 4 --test-images 4 --epochs 1",
-    "reproduce": "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4",
+    "reproduce": "-n 4",
     "doctor": "",
 }
 
