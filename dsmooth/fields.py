@@ -70,7 +70,7 @@ def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The question whether some of `names` was meant, if they are similar; else ""."""
-    near = get_close_matches(name, [*names], cutoff=0.7)
+    near = get_close_matches(name, [*names], cutoff=0.62)
     return f": did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
-from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
@@ -24,9 +23,9 @@ import pytest
 from docstring_parser import parse_from_object
 
 import dsmooth
-from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
+from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.pretrained.runs import RunFolder
-from tests.helpers.command_runs import run, save_run, smaller
+from tests.helpers.command_runs import measure_few, run, save_run, smaller
 from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.rank_processes import (
     COMMAND,
@@ -134,8 +133,7 @@ def test_documented_commands_and_code_run(row, ground, tmp_path, monkeypatch, re
     if len(row) == 1:  # a whole page, which trains its own
         shutil.rmtree("runs")
     together: dict[str, object] = {}  # of the cells of the notebook
-    one_pass = partial(ProbeSettings, epochs=1)
-    monkeypatch.setattr("dsmooth.commands.reproduce.ProbeSettings", one_pass)
+    measure_few(monkeypatch)
     for language, text in blocks(*row):
         if name := re.match(r"# (\w+\.py)\n", text):
             Path(name[1]).write_text(text)

@@ -57,8 +57,7 @@ JOBS = {
     ),
     "cluster": Job("cluster noisy --clusters 3 --out out"),
     "reproduce": Job(
-        "reproduce --models noisy denoiser plain -n 4 --scored-images 4 --probe-train-images 8"
-        " --probe-test-images 4 --extractor mnist-classifier --out out",
+        "reproduce --models noisy denoiser plain -n 4 --extractor mnist-classifier --out out",
         ("--seed 1", "seed is 0, not 1"),
         varying=("results.json", "report.html"),
     ),

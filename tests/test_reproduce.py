@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import dsmooth
 from dsmooth.commands import reproduce as command
 from dsmooth.commands.options import DataOptions, Reproduce
 from dsmooth.commands.reproduce import runs_of
-from dsmooth.config import ProbeSettings, TrainConfig
+from dsmooth.config import TrainConfig
 from dsmooth.data import to_float
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.published import load_embedded_mnist
@@ -33,7 +32,7 @@ from dsmooth.report.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly
 from dsmooth.results import FLOOR
 from dsmooth.training.step import TrainState
 from dsmooth.work import read_result
-from tests.helpers.command_runs import save_run
+from tests.helpers.command_runs import measure_few, save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
@@ -49,8 +48,7 @@ FILES = {
 
 
 def reproduce(out: Path, *runs: TrainConfig, **options: object) -> int:
-    sizes = {"count": 9, "scored_images": 12, "probe_train_images": 12, "probe_test_images": 6}
-    return command.reproduce(Reproduce(out=out, **{**sizes, **options}), runs)
+    return command.reproduce(Reproduce(out=out, **{"count": 9, **options}), runs)
 
 
 def stamps(out: Path) -> dict[str, int]:
@@ -75,7 +73,7 @@ def quickly() -> Iterator[None]:
     trained for one epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch_fidelity", None)
-        patch.setattr(command, "ProbeSettings", partial(ProbeSettings, epochs=1))
+        measure_few(patch)
         yield
 
 

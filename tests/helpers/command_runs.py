@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 
 import dsmooth
 from dsmooth.cli import main
-from dsmooth.config import TrainConfig
+from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
 from dsmooth.pretrained.runs import RunFolder
+from dsmooth.report.reproduce import Choices
 from dsmooth.results import BitsResult, FrechetResult
 from dsmooth.work import read_result
 from tests.helpers.networks import numbered
@@ -48,6 +50,13 @@ def smaller(command: str) -> list[str]:
     words = shlex.split(re.sub(r"--budget \S+", "", command.partition("dsmooth ")[2]))
     verb = next(word for word in words if word in SMALLER)
     return [*words, *SMALLER[verb].split()]
+
+
+def measure_few(patch: pytest.MonkeyPatch) -> None:
+    """`dsmooth reproduce` measures few images, and trains probes for one epoch."""
+    few = ProbeSettings(train_images=12, test_images=6, epochs=1)
+    patch.setattr("dsmooth.commands.reproduce.PROBES", few)
+    patch.setattr("dsmooth.commands.reproduce.Choices", partial(Choices, scored_images=12))
 
 
 def run(*args: str) -> int:

@@ -18,10 +18,11 @@ import dsmooth
 from dsmooth import cuda
 from dsmooth import progress as progress_module
 from dsmooth._extension import warn_once
-from dsmooth.commands import shared as command
 from dsmooth.data.pictures import grid_png
+from dsmooth.files import check_writable
 from dsmooth.sampling import (
     CachedSampler,
+    output,
     sample_images,
     sequential_sample,
     two_step,
@@ -187,10 +188,10 @@ def test_progress_is_of_the_images_that_are_drawn(pair, monkeypatch) -> None:
 
 def test_places_of_files_and_folders(tmp_path: Path) -> None:
     with suppress(ValueError):  # of whoever may not write there
-        command.check_writable(Path("/"))
+        check_writable(Path("/"))
     (tmp_path / "x.npz").mkdir()
     words = r"x\.npz must be a file to write, and is a folder"
-    refuses(words, command.check_writable, tmp_path / "x.npz")
+    refuses(words, check_writable, tmp_path / "x.npz")
 
 
 @pytest.mark.usefixtures("place")
@@ -238,7 +239,7 @@ def test_auto_is_bfloat16_where_it_is_faster(monkeypatch) -> None:
 def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypatch, caplog) -> None:
     """Too old a card, and one that vanished."""
     caplog.set_level("INFO", "dsmooth")
-    monkeypatch.setattr(command, "choose_device", lambda _: torch.device("cuda", 1))
+    monkeypatch.setattr(output, "choose_device", lambda _: torch.device("cuda", 1))
     for major, vanished, words in ((7, False, r"compute capability 7\.5"), (9, True, "an error")):
         stub.set_card(major, 5)
         if vanished:
@@ -247,7 +248,7 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
         caplog.clear()
         assert run("sample", ".", "-n", "2", "--seed", "1", "--out", f"{major}.npz") == 0
         assert re.search(
-            f"drawing on the CPU: .*{words}.*; --device cuda:1 draws pixel by", caplog.text
+            f"drawing on the CPU: .*{words}.*; device cuda:1 draws pixel by", caplog.text
         )
 
 
