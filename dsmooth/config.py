@@ -248,7 +248,7 @@ class TrainConfig(RunSettings):
     data_init: bool = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
-    """auto: bfloat16 autocast where the machine is fast at it, else float32."""
+    """auto: bfloat16 where that is faster, else float32."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluation_images: Positive = 500
