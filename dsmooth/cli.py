@@ -149,7 +149,8 @@ def option_names(kind: type) -> set[str]:
     """The names in Python of a verb's options."""
     names: set[str] = set()
     for name, hint in get_type_hints(kind).items():
-        names |= option_names(hint) if is_dataclass(hint) else {name}
+        is_group = isinstance(hint, type) and is_dataclass(hint)
+        names |= option_names(hint) if is_group else {name}
     return names - POSITIONAL
 
 

@@ -37,7 +37,7 @@ def complete(options: Complete) -> None:
     if source is None and names and names[-1].exists() and not is_model(names[-1]):
         source = names.pop()
     device = drawing_device(options.execution.device)
-    models = load(*(names or [DEFAULT]), device=device)
+    models = load(*(names or [Path(DEFAULT)]), device=device)
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = choose_images(source, options.count, models)

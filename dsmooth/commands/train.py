@@ -26,7 +26,8 @@ def train(options: Train) -> int:
     runs = runs_of(options)
     if options.print_config:
         printed = {config.role: asdict(config) for config in runs.values()}
-        print(json.dumps(printed if len(runs) > 1 else printed[options.role], indent=2))
+        one = next(iter(printed.values()))
+        print(json.dumps(printed if len(runs) > 1 else one, indent=2))
         return 0
     for run, config in runs.items():  # the second of a pair is refused before the first is trained
         stored_settings(run, config, options.resume)

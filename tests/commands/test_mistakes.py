@@ -38,7 +38,10 @@ MISTAKES = [
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
     ("complete pair images --keep-top 0.2 --mask large.png", "--keep-top and --mask both say"),
     ("complete pair images --draws 40000000 -n 4 --out x.npz", "but the machine has"),
-    ("complete pair --label own", "--label own is for images with labels of the model's classes"),
+    (
+        "complete pair images --label own",
+        "--label own is for images with labels of the model's classes",
+    ),
     ("complete large.png", "(C, H, W) = (1, 28, 28), got 1 of (1, 8, 12) from large.png"),
     ("complete pair", "the models do not say where their images are: name some by --images"),
     ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
