@@ -57,8 +57,9 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         folders = packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]
         names = options.models or [out / run.role for run in runs] or folders
         models = load(*names, device=choose_device(execution.device))
-        sets = (images_for(models, split, **vars(options.dataset)) for split in SPLITS)
-        stages = Stages(out, models, *sets, choices)
+        chosen = vars(options.dataset)
+        train_set, test_set = (images_for(models, split, **chosen) for split in SPLITS)
+        stages = Stages(out, models, train_set, test_set, choices)
         check_images(models.pair, stages.test_set)
         pictures = stages.draw_all()
         name = f"models that {'were given' if options.models else 'come with dsmooth'}"
