@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .fields import check_number
+from .fields import SettingError, check_number
 from .files import writing_nothing
 from .progress import silence
 
@@ -33,9 +33,12 @@ def rank_and_size() -> tuple[int, int]:
 
     Raises ValueError for values that torchrun does not set.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    check_number("RANK", rank, 0, size - 1)
-    return rank, size
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        if not value.isdecimal():
+            raise SettingError(name, f"must be a whole number, as torchrun sets it, got {value!r}")
+    check_number("RANK", int(rank), 0, int(size) - 1)
+    return int(rank), int(size)
 
 
 @contextmanager
