@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,16 +54,6 @@ def test_plain_sampling_encodes_its_context_once() -> None:
     for _ in range(3):
         one_pixel()
     assert calls == ["encoder", "head", "head", "head"]
-
-
-@pytest.mark.long
-def test_a_suite_is_collected_and_its_options_are_known(tmp_path: Path) -> None:
-    command = ["logistic_mixture", "--quick", "--cases", "none", "--out", str(tmp_path)]
-    ended = subprocess.run(
-        [sys.executable, Path(write_docs.__file__).parent, *command], capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "deselected" in ended.stdout
 
 
 @pytest.mark.full

@@ -65,36 +65,32 @@ def test_to_bytes_gives_the_nearest_level(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "words"),
     [
-        (lambda: to_bytes(torch.tensor([0.0, torch.nan])), ValueError, "NaN, got 1 among 2"),
-        (lambda: to_bytes(IMAGES), ValueError, "x must have a floating-point dtype, got torch.ui"),
-        (lambda: to_float(IMAGES.float()), ValueError, "images must have dtype torch.uint8, got"),
-        (lambda: made(IMAGES[:, :2]), ValueError, r"images must be uint8 .* got .*\(7, 2, 4, 8\)"),
-        (lambda: made(IMAGES, labels=torch.arange(6)), ValueError, r"of shape \(7,\), .* \(6,\)"),
-        (lambda: load_dataset("svhn", "train"), ValueError, "one of mnist, .* got 'svhn'"),
-        (lambda: load_dataset("mnist", "valid"), ValueError, "one of train, test, got 'valid'"),
-        (lambda: load_dataset("mnist", "all"), ValueError, "one of train, test, got 'all'"),
-        (lambda: load("mnist", image_size=32), ValueError, "`image_size` is for celeba and fo"),
-        (lambda: load("mnist", download=True), ValueError, "`download` .* needs `data_dir`"),
-        (lambda: load("folder", download=True), ValueError, "`download` is for mnist, fash"),
-        (lambda: indices_at(0, 0, 1, 0), ValueError, "`n` must lie in 1 .. 4294967295, got 0"),
-        (lambda: indices_at(5, -1, 1, 0), ValueError, "`images_seen` must be at least 0, got -1"),
-        (lambda: indices_at(5, 0, 0, 0), ValueError, "`batch_size` must be at least 1, got 0"),
-        (lambda: indices_at(5, 0, 1, -1), ValueError, "`seed` must lie in .*, got -1"),
-        (
-            lambda: indices_at(5, 0, 1, 2**64),
-            ValueError,
-            "`seed` must .*, got 18446744073709551",
-        ),
-        (lambda: epoch_order(5, -1, 0), ValueError, "`epoch` must be at least 0, got -1"),
-        (lambda: flips(-1, 1, seed=0), ValueError, r"must lie in 0 \.\."),
-        (lambda: flips(0, 1, seed=-1), ValueError, r"must lie in 0 \.\."),
-        (lambda: load("cifar10"), FileNotFoundError, r"needs the folder(.|\n)*data_dir.*download"),
+        (lambda: to_bytes(torch.tensor([0.0, torch.nan])), "NaN, got 1 among 2"),
+        (lambda: to_bytes(IMAGES), "x must have a floating-point dtype, got torch.ui"),
+        (lambda: to_float(IMAGES.float()), "images must have dtype torch.uint8, got"),
+        (lambda: made(IMAGES[:, :2]), r"images must be uint8 .* got .*\(7, 2, 4, 8\)"),
+        (lambda: made(IMAGES, labels=torch.arange(6)), r"of shape \(7,\), .* \(6,\)"),
+        (lambda: load_dataset("svhn", "train"), "one of mnist, .* got 'svhn'"),
+        (lambda: load_dataset("mnist", "valid"), "one of train, test, got 'valid'"),
+        (lambda: load_dataset("mnist", "all"), "one of train, test, got 'all'"),
+        (lambda: load("mnist", image_size=32), "`image_size` is for celeba and fo"),
+        (lambda: load("mnist", download=True), "`download` .* needs `data_dir`"),
+        (lambda: load("folder", download=True), "`download` is for mnist, fash"),
+        (lambda: indices_at(0, 0, 1, 0), "`n` must lie in 1 .. 4294967295, got 0"),
+        (lambda: indices_at(5, -1, 1, 0), "`images_seen` must be at least 0, got -1"),
+        (lambda: indices_at(5, 0, 0, 0), "`batch_size` must be at least 1, got 0"),
+        (lambda: indices_at(5, 0, 1, -1), "`seed` must lie in .*, got -1"),
+        (lambda: indices_at(5, 0, 1, 2**64), "`seed` must .*, got 18446744073709551"),
+        (lambda: epoch_order(5, -1, 0), "`epoch` must be at least 0, got -1"),
+        (lambda: flips(-1, 1, seed=0), r"must lie in 0 \.\."),
+        (lambda: flips(0, 1, seed=-1), r"must lie in 0 \.\."),
+        (lambda: load("cifar10"), r"needs the folder(.|\n)*data_dir.*download"),
     ],
 )
-def test_what_has_no_meaning_is_refused(call, error: type[Exception], words: str) -> None:
-    refuses(words, call, error=error)
+def test_what_has_no_meaning_is_refused(call, words: str) -> None:
+    refuses(words, call, error=(ValueError, FileNotFoundError))
 
 
 def test_dataset_hands_out_what_it_holds() -> None:
