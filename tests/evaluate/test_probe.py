@@ -59,9 +59,7 @@ def inputs_of(settings: ProbeSettings = SETTINGS) -> ProbeInputs:
     ("conditioning", "see", "dtype"),
     [("stack", "noisy", torch.float32), ("concat", "clean", torch.bfloat16)],
 )
-def test_rows_are_the_features_of_the_network_in_float16(
-    conditioning: str, see: Any, dtype: torch.dtype
-) -> None:
+def test_rows_are_the_features_of_the_network_in_float16(conditioning, see, dtype) -> None:
     pair = tiny_pair(conditioning=conditioning).to(dtype)
     run = inputs_of(ProbeSettings(seed=5, input=see))
     for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser), (PIXELS, None)):

@@ -43,7 +43,7 @@ if INTERPRETED:
     narrow, wide = ({"likelihood": "gaussian", "smoothing_scale": s} for s in (0.02, 30.0))
     KINDS = [*CASES, (1, narrow), (3, wide)]
     DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-    SIZES = [((3, 9, 11), 10), ((2, 5, 7), 5), ((1, 1, 1), 5), ((1, 13, 13), 1), ((2, 1, 3), 17)]
+    SIZES = [((3, 9, 11), 10), ((2, 5, 7), 5), ((1, 13, 13), 1), ((1, 1, 1), 5), ((2, 1, 3), 17)]
 each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
 

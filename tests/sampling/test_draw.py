@@ -27,7 +27,6 @@ from dsmooth.sampling import (
     sequential_sample,
     two_step,
 )
-from dsmooth.sampling.known import known_pixels
 from dsmooth.sampling.request import Request
 from dsmooth.sampling.two_step import draw
 from dsmooth.work import batches
@@ -101,19 +100,6 @@ def test_every_entry_point_checks(pair, arguments, message) -> None:
         doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
         refuses(message, door, error=(ValueError, TypeError))
-
-
-def test_parts_of_what_is_given_are_of_their_images(pair: dsmooth.SmoothedPair) -> None:
-    def in_parts(request: Request) -> torch.Tensor:
-        return torch.cat([draw(pair, request.part(part)) for part in batches(5, 2)])
-
-    x, mask = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8) < 0.5
-    denoised, first = Request(5, seed=1, first_index=2**32 - 4, x_tilde=x), 2**32 - 4
-    completed = replace(denoised, known=known_pixels(x, mask, 5), x_tilde=None)
-    whole = pair.sample(5, seed=1, first_index=first, known=x, mask=mask)
-    assert torch.equal(in_parts(completed), whole)
-    whole = pair.denoise(x, seed=1, first_index=first)
-    assert torch.equal(in_parts(denoised), whole)
 
 
 def test_an_image_that_disagrees_with_its_noisy_one_is_drawn_again() -> None:

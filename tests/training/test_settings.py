@@ -31,9 +31,7 @@ CPU = torch.device("cpu")
         ("pair --data mnist --init mnist --learning-rate 0.032", [1.0, 1.0]),
     ],
 )
-def test_a_run_from_given_weights_has_smaller_rates(
-    capsys: pytest.CaptureFixture[str], words: str, factors: list[float]
-) -> None:
+def test_a_run_from_given_weights_has_smaller_rates(capsys, words, factors) -> None:
     """Unless it is given rates: in the command, and in Python."""
     printed = settings_of(capsys, f"{words} --images 9")
     assert [settings["rate_factor"] for settings in printed.values()] == factors
