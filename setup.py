@@ -220,7 +220,7 @@ def readme(repository: str) -> str:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not repository:
         return text
-    version = re.search(r'__version__ = "(.+)"', (ROOT / "dsmooth" / "_version.py").read_text())
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "dsmooth" / "_extension.py").read_text())
     assert version is not None
     tag = f"v{version[1]}"
     text = re.sub(r"\]\(((?!https?:)[^)]*\.png)\)", rf"]({repository}/raw/{tag}/\1)", text)

@@ -51,7 +51,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from ._extension import __version__
 
 if TYPE_CHECKING:
     from . import data as data

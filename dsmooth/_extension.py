@@ -1,5 +1,6 @@
-"""The native extension `dsmooth._C`: its only import, and the reason if it is missing.
+"""The package as it is installed: its version, its place, and the native extension `dsmooth._C`.
 
+This is the only import of the extension; where it is missing, the reason is known here.
 The record `_build_info.json` is written by setup.py next to the package. A source tree without a
 built extension has neither: the message then says what to do.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
 
+__version__ = "0.2.0"  # setuptools reads it here without importing the package
 # The folder that this dsmooth was imported from.
 PACKAGE = Path(__file__).resolve().parent
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Union, cast, get_type_hints
 import tyro
 from tyro.conf import subcommand
 
-from ._version import __version__
+from ._extension import __version__
 from .commands import options as verbs
 from .fields import SettingError, in_python, nearest
 from .progress import lines_shown

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import torch
 
-from ._version import __version__
+from ._extension import __version__
 from .distributed import from_first, gather, process_group, rank_and_size
 from .fields import difference
 from .files import Json, printable, read_json, structured, write_json

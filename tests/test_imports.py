@@ -36,7 +36,6 @@ LAYERS = (
             "fields",
             "progress",
             "text",
-            "_version",
             "_C",
         ),
     ),

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from dsmooth._version import __version__
+from dsmooth._extension import __version__
 from dsmooth.cuda import images
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ _EQUATION = re.compile(
 
 def on_config(config: Any, **_: Any) -> Any:
     """Set the version, and the repository if its address is given."""
-    version = re.search(r'__version__ = "(.+)"', (_PACKAGE / "_version.py").read_text())
+    version = re.search(r'__version__ = "(.+)"', (_PACKAGE / "_extension.py").read_text())
     assert version is not None
     config.copyright = f"dsmooth {version[1]}"
     config.repo_url = os.environ.get("DSMOOTH_REPOSITORY") or None

@@ -9,7 +9,6 @@ from importlib import metadata
 import torch
 
 from .. import _extension
-from .._version import __version__
 from ..cuda import describe_compiler, describe_cuda
 from ..functional import logistic_mixture_log_prob
 from ..machine import cpu_name
@@ -33,7 +32,7 @@ def doctor(options: Doctor | None = None) -> int:
 def describe() -> Iterator[str]:
     """The lines of the report before the self-test."""
     info, reason = _extension.build_info(), _extension.unavailable_reason()
-    yield f"dsmooth {__version__} in {_extension.PACKAGE}"
+    yield f"dsmooth {_extension.__version__} in {_extension.PACKAGE}"
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     triton = next((found.version for found in metadata.distributions(name="triton")), "none")
     yield f"torch {torch.__version__}, triton {triton}"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from .._version import __version__
+from .._extension import __version__
 from ..config import ModelConfig, Role, SmoothingKind, TrainConfig
 from ..fields import difference
 from ..files import (

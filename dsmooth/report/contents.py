@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from .._version import __version__
+from .._extension import __version__
 from ..config import Role
 from ..data import ImageDataset
 from ..fields import Setting, flatten

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._version import __version__
+from .._extension import __version__
 from ..data.pictures import grid_png
 from ..files import write_atomically
 from ..text import Table, escape_control, render
