@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dsmooth
 from benchmarks.networks import make_state
 from dsmooth.functional import use_impl
-from dsmooth.kernels.launch import Prepared
 
 # Tensors of each list that one launch of a foreach operation takes, by the number of lists
 # (ATen/native/cuda/MultiTensorApply.cuh), and of `cat` (ATen/native/cuda/Shape.cu).
@@ -35,10 +34,10 @@ NOTHING = {
     *("_unsafe_view", "_local_scalar_dense", "set_"),
     *("_record_function_enter_new", "_record_function_exit"),
 }
-KERNELS = ("expand", "gated_resnet", "logistic_mixture", "weights", "philox", "weight_norm")
+KERNELS = ("expand", "gated_resnet", "logistic_mixture", "weights", "philox")
 # Operators inside which torch disables the dispatch mode.
 INSIDE = (
-    "dsmooth.functional.gated_resnet_triton.ordered",
+    "dsmooth.functional.gated_resnet_op.ordered",
     *("dsmooth.kernels.gated_resnet.forward", "dsmooth.kernels.gated_resnet.backward"),
 )
 
@@ -55,7 +54,7 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = func._schema.name.partition("::")
-        if name == "logistic_mixture_triton_backward":  # a product for each gradient
+        if name == "logistic_mixture_backward":  # a product for each gradient
             self.count += sum(args[-1])
         elif namespace != "dsmooth":  # whose operations are counted one by one
             self.count += launches_of(name, func, args)
@@ -91,15 +90,15 @@ def counted() -> Iterator[Launches]:
     """Inside the block operators use impl="triton" on the CPU, without running its kernels."""
     launches = Launches()
 
-    def launch(kernel: Any, prepared: Prepared, device: torch.device, **tensors: Any) -> None:
-        launches.count += prepared.programs > 0
+    def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+        launches.count += 0 not in grid
 
     patches = {f"dsmooth.kernels.{name}.launch": launch for name in KERNELS}
     patches |= {path: launches.counting()(resolve_name(path)) for path in INSIDE}
     with contextlib.ExitStack() as stack:
         for path, replacement in patches.items():
             stack.enter_context(mock.patch(path, replacement))
-        for op in ("gated_resnet", "logistic_mixture", "dispatch"):  # also names of functions
+        for op in ("gated_resnet", "logistic_mixture", "image_words"):  # also names of functions
             module = import_module(f"dsmooth.functional.{op}")
             stack.enter_context(mock.patch.object(module, "triton_obstacle", return_value=None))
         stack.enter_context(use_impl("triton"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from .config import SmoothingKind
 from .functional.checks import check_tensor
-from .functional.dispatch import takes_triton
-from .functional.image_words import Place, image_noise, image_words
+from .functional.image_words import image_words
 from .nn.images import check_images
 from .philox import Stream, draw_seed, to_uniform
 
@@ -67,16 +65,15 @@ class Smoothing(ABC):
         check_images("x", x)
         fresh = seed is None and first_index is None
         n, d = x.shape[0], math.prod(x.shape[1:])
-        place: Place = {
-            "seed": draw_seed(x.device) if fresh else seed or 0,
-            "first_index": 0 if first_index is None else first_index,
-            "stream": self.stream,
-            "repeat": repeat,
-        }
-        if takes_triton(x.device, x.dtype):
-            table = quantiles(self, x.dtype, x.device)
-            return x + image_noise(table, n, d, **place).view(x.shape)
-        words = image_words(n, -(-d // 4), **place, device=x.device)
+        words = image_words(
+            n,
+            -(-d // 4),
+            seed=draw_seed(x.device) if fresh else seed or 0,
+            first_index=0 if first_index is None else first_index,
+            stream=self.stream,
+            repeat=repeat,
+            device=x.device,
+        )
         u = to_uniform(words).flatten(1)[:, :d].view(x.shape)
         return x + self.quantile(u).to(x.dtype)
 
@@ -139,14 +136,6 @@ class UniformSmoothing(Smoothing):
 
     def entropy(self, d: int) -> float:
         return d * (math.log(2) + math.log(self.scale))
-
-
-@cache  # never freed: a CUDA graph reads it by its address
-@torch.inference_mode(False)
-def quantiles(smoothing: Smoothing, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The noise for each of the 2**23 possible uniform numbers: 32 MB in float32."""
-    words = torch.arange(2**23, device=device) << 9
-    return smoothing.quantile(to_uniform(words)).to(dtype)
 
 
 SMOOTHINGS: dict[str, type[Smoothing]] = {

@@ -5,8 +5,6 @@ concat_elu(x) is F channels of elu(x), then F of elu(-x). Dropout applies to tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +13,7 @@ from torch import Tensor
 from dsmooth.philox import Stream
 
 from .geometry import Operands, PaddedImages, Settings, cdiv, planes_of
-from .launch import Prepared, launch
+from .launch import launch
 
 STREAM = tl.constexpr(int(Stream.DROPOUT))
 BLOCK_P = 32  # rows of a program of operands_kernel
@@ -277,60 +275,43 @@ def operands_kernel(
             )  # fmt: skip
 
 
-def prepare_expand(
-    rows: PaddedImages,
-    filters: int,
-    skip_channels: Sequence[int],
-    settings: Settings,
-    *,
-    inputs: bool = True,
-    backward: bool = False,
-) -> Prepared:
-    """Prepare the launch of `expand`. inputs: X of operands_kernel."""
-    planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
-    block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
-    first_pixel = settings.first_image * rows.height * rows.width
-    return Prepared(
-        (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + backward),
-        layer=settings.layer, keep_from=settings.keep_from, first_pixel=first_pixel,
-        margin=rows.margin, total=rows.length, size=rows.size, ABOVE=rows.above, BEFORE=rows.before,
-        F=filters, CHANNELS=(filters, *skip_channels, 0, 0)[:3], X=inputs, BACKWARD=backward,
-        DROPOUT=settings.dropout > 0, SCALE=settings.scale,
-        BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
-    )  # fmt: skip
-
-
 def expand(
-    prepared: Prepared,
     operands: Operands,
+    rows: PaddedImages,
+    settings: Settings,
     h: Tensor,
     *,
-    d_gates: Tensor | None = None,
-    dh: Tensor | None = None,
-    gates: Tensor | None = None,
-    dy: Tensor | None = None,
-    sums: Tensor | None = None,
+    inputs: bool = True,
+    **gradients: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """concat_elu of x and the skips, then of h with dropout; and the dropout bits, or None.
+    """concat_elu of x and the skips (`inputs`), then of h with dropout; and the dropout bits, or
+    None.
 
     Returns (planes, length, 2F), x's plane first and h's last, and bits (1, length, F). The forward
-    writes only the margins of h's plane. The backward, from gates (B, 2F, H, W) and dy, also writes
-    the margins of dh, all of d_gates, and its sums over each BLOCK_P rows, (blocks, 2F).
+    writes only the margins of h's plane. The backward gives gates_ptr (B, 2F, H, W) and dy_ptr, and
+    it also writes the margins of dh_ptr, all of d_gates_ptr, and its sums over each BLOCK_P rows,
+    sums_ptr (blocks, 2F).
     """
-    x, arguments = operands.x, prepared.arguments
-    planes, total, f = prepared.grid[1] - arguments["BACKWARD"], arguments["total"], arguments["F"]
-    expanded = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
+    x, f, channels = operands.x, operands.x.shape[1], operands.skip_channels
+    planes = 1 + (1 + planes_of(channels, f)) * inputs
+    expanded = torch.empty((planes, rows.length, 2 * f), dtype=x.dtype, device=x.device)
     kept = None
-    if arguments["DROPOUT"]:
-        kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
+    if operands.seed is not None:
+        kept = torch.empty((1, rows.length, f), dtype=torch.uint8, device=x.device)
     # Unused pointers get x; the kernel does not access them.
-    kept_bits, seed, gates, dy, d_gates, dh, sums = (
-        x if tensor is None else tensor
-        for tensor in (kept, operands.seed, gates, dy, d_gates, dh, sums)
-    )
+    backward = ("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr")
+    block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
     launch(
-        operands_kernel, prepared, x.device,
-        x=(x, *operands.skips, x, x)[:3], h_ptr=h, e_ptr=expanded, kept_ptr=kept_bits,
-        seed_ptr=seed, gates_ptr=gates, dy_ptr=dy, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
+        operands_kernel,
+        (cdiv(rows.length, BLOCK_P) * cdiv(f, block_f), planes + bool(gradients)), x.device,
+        x=(x, *operands.skips, x, x)[:3], h_ptr=h, e_ptr=expanded,
+        kept_ptr=x if kept is None else kept, seed_ptr=x if kept is None else operands.seed,
+        **dict.fromkeys(backward, x) | gradients,
+        layer=settings.layer, keep_from=settings.keep_from,
+        first_pixel=settings.first_image * rows.height * rows.width, margin=rows.margin,
+        total=rows.length, size=rows.size, ABOVE=rows.above, BEFORE=rows.before,
+        F=f, CHANNELS=(f, *channels, 0, 0)[:3], X=inputs, BACKWARD=bool(gradients),
+        DROPOUT=kept is not None, SCALE=settings.scale,
+        BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
     return expanded, kept

@@ -197,28 +197,26 @@ def hidden_gradient_kernel(
 @triton.jit
 def input_gradient_tile(
     tile, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps,
-    CHANNELS: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
-    G: tl.constexpr, POINT: tl.constexpr,
+    CHANNELS: tl.constexpr, G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
     """A tile of the gradients dx of a gated resnet's inputs (x, skip, skip_2), from dh, rows of F.
 
     CHANNELS: F of x, then those of the skips, 0 if absent. Tiles are in this order: the gradient of
-    x (X), then planes of F channels of the skips (SKIPS). tile: its index, negative for
-    none; programs: tiles per plane; nin: weights of the planes, with the taps of POINT.
+    x, then planes of F channels of the skips. tile: its index, negative for none; programs: tiles
+    per plane; nin: weights of the planes, with the taps of POINT.
     """
     F: tl.constexpr = CHANNELS[0]
     plane = tile // programs
     pid = tile % programs
-    if X:
-        if (tile >= 0) & (plane == 0):
-            data_gradient_tile(
-                g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, size, steps, 0,
-                F=F, C=F, D=F, DROPOUT=False, SCALE=1.0, ADD=True, HIDDEN=False, G=G,
-            )  # fmt: skip
-        plane -= 1
+    if (tile >= 0) & (plane == 0):
+        data_gradient_tile(
+            g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, size, steps, 0,
+            F=F, C=F, D=F, DROPOUT=False, SCALE=1.0, ADD=True, HIDDEN=False, G=G,
+        )  # fmt: skip
+    plane -= 1
     nin_ptr += plane * (2 * F * F)
     for i in tl.static_range(1, 3):
-        if SKIPS and CHANNELS[i] > 0:  # noqa: SIM102 - as in `expand_inputs`
+        if CHANNELS[i] > 0:  # noqa: SIM102 - as in `expand_inputs`
             if (tile >= 0) & (plane >= 0) & (plane * F < CHANNELS[i]):
                 data_gradient_tile(
                     g_ptr, nin_ptr, x[i], g_ptr, g_ptr, dx[i], g_ptr, pid, size, point_steps,
@@ -231,30 +229,23 @@ def input_gradient_tile(
 @triton.jit
 def last_gradients_kernel(
     g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps, first_program,
-    parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
-    F: tl.constexpr, CHANNELS: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
-    UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
-    G: tl.constexpr, POINT: tl.constexpr,
+    unpacked, CHANNELS: tl.constexpr, NORMED: tl.constexpr, G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients that no other kernel reads. With UNPACK the programs before first_program
-    finish those of the parameters; the other programs compute those of the inputs."""
-    if UNPACK:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
+    """The gradients that no other kernel reads. The programs before first_program finish those of
+    the parameters, as `unpacked` says if not None; the others compute those of the inputs."""
+    if unpacked is not None:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
         if tl.program_id(0) < first_program:
-            unpack_block(
-                tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias,
-                counts, strides,
-                F=F, S0=CHANNELS[1], S1=CHANNELS[2], PLANES=PLANES, NORMED=NORMED, G=G,
-            )  # fmt: skip
+            unpack_block(tl.program_id(0), unpacked, CHANNELS=CHANNELS, NORMED=NORMED, G=G)
     input_gradient_tile(
         tl.program_id(0) - first_program, g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size,
-        steps, point_steps, CHANNELS=CHANNELS, X=X, SKIPS=SKIPS, G=G, POINT=POINT,
+        steps, point_steps, CHANNELS=CHANNELS, G=G, POINT=POINT,
     )  # fmt: skip
 
 
 @triton.jit
 def parameter_gradient_kernel(
     e_ptr, eh_ptr, dh_ptr, d_gates_ptr, hidden_ptr, out_ptr, pitch, plane_stride,
-    hidden_tiles, hidden_programs, hidden_blocks, hidden_steps, out_tiles, out_blocks, out_steps,
+    hidden_tiles, hidden_programs, out_tiles, blocks, steps,
     F: tl.constexpr, PLANES: tl.constexpr, PART: tl.constexpr,
     HIDDEN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
@@ -267,7 +258,7 @@ def parameter_gradient_kernel(
     if pid < hidden_programs:
         weight_gradient_tile(
             e_ptr, dh_ptr, hidden_ptr, pid % hidden_tiles, pid // hidden_tiles, pitch,
-            plane_stride, hidden_blocks, hidden_steps,
+            plane_stride, blocks, steps,
             C=2 * F, D=F, PART=PART, PLANES=PLANES, G=HIDDEN,
         )  # fmt: skip
     # No else: Triton would allocate separate shared memory for each branch.
@@ -275,6 +266,6 @@ def parameter_gradient_kernel(
         pid -= hidden_programs
         weight_gradient_tile(
             eh_ptr, d_gates_ptr, out_ptr, pid % out_tiles, pid // out_tiles, pitch,
-            0, out_blocks, out_steps,
+            0, blocks, steps,
             C=2 * F, D=2 * F, PART=PART, PLANES=0, G=OUT,
         )  # fmt: skip

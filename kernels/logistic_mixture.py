@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import cdiv
-from .launch import launch, prepare
+from .launch import launch
 from .mixture_terms import byte_of, colour_terms, shift_of, tanh_pair
 
 
@@ -233,19 +233,16 @@ def log_prob(
     block_p, block_k, num_warps = log_prob_tiling(n_mix, channels, likelihood)
     blocks = cdiv(height * width, block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
-    prepared = prepare(
-        (batch * blocks,),
-        pixels=height * width, width=width, blocks=blocks,
+    launch(
+        log_prob_kernel, (batch * blocks,), x.device,
+        x_ptr=x, params_ptr=params, log_prob_ptr=log_prob, grad_x_ptr=grad_x,
+        grad_params_ptr=grad_params, pixels=height * width, width=width, blocks=blocks,
         x_strides=x.stride(), params_strides=params.stride(),
         grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]), noise=smoothing_scale,
         log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
         N_MIX=n_mix, CHANNELS=channels, LIKELIHOOD=likelihood, N_ATOMS=n_atoms,
         ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params), BLOCK_P=block_p, BLOCK_K=block_k,
         UNROLL=min(4, cdiv(n_atoms, block_k)), num_warps=num_warps,
-    )  # fmt: skip
-    launch(
-        log_prob_kernel, prepared, x.device, x_ptr=x, params_ptr=params, log_prob_ptr=log_prob,
-        grad_x_ptr=grad_x, grad_params_ptr=grad_params,
     )  # fmt: skip
 
 

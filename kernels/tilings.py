@@ -106,50 +106,12 @@ def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> M
     return MatmulTiling(64, *columns_of(columns, 96), block_k, 4, 3)
 
 
-class DividedGradient(NamedTuple):
-    """How a weight gradient is divided: tiles of the result, and splits of the rows into parts.
-
-    A split has `steps` of the `blocks` blocks of rows; the last split has the remaining ones.
-    """
-
-    tiling: MatmulTiling
-    tiles: int
-    splits: int
-    blocks: int
-    steps: int
-
-
-def divide(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> DividedGradient:
-    """Divide a weight gradient among `programs`, or among its tiles if there are more tiles."""
-    tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
-    blocks = rows // tiling.block_p
-    steps = -(-blocks // max(1, min(blocks, programs // tiles)))
-    return DividedGradient(tiling, tiles, -(-blocks // steps), blocks, steps)
-
-
-def divide_gradients(
-    rows: int, ks: tuple[int, int], filters: int, numbers: Format, capability: int
-) -> tuple[DividedGradient, DividedGradient]:
-    """Divide the weight gradients of a gated resnet's two convolutions so that the programs of both
-    run in one wave and end together. They are ks[0] x filters and ks[1] x 2 filters."""
-    shapes = tuple(zip(ks, (filters, 2 * filters), strict=True))
-    tilings = [gradient_tiling(k, columns, numbers, capability) for k, columns in shapes]
-    warps = max(tiling.num_warps for tiling in tilings)
-    tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
-
-    def share(first: int) -> tuple[DividedGradient, DividedGradient]:
-        hidden, out = (
-            divide(tiling, rows, *shape, programs)
-            for tiling, shape, programs in zip(
-                tilings, shapes, (first, PROCESSORS - first), strict=True
-            )
-        )
-        return hidden, out
-
-    def waves_and_clocks(pair: tuple[DividedGradient, DividedGradient]) -> tuple[int, float]:
-        """Waves of the programs of both, and the approximate clocks of the longest program."""
-        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in pair)
-        longest = max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
-        return -(-sum(gradient.tiles * gradient.splits for gradient in pair) // PROCESSORS), longest
-
-    return min(map(share, range(1, PROCESSORS)), key=waves_and_clocks)
+def gradient_tilings(
+    ks: tuple[int, int], filters: int, numbers: Format, capability: int
+) -> tuple[MatmulTiling, MatmulTiling]:
+    """The tilings of a gated resnet's two weight gradients, ks[0] x filters and ks[1] x 2 filters,
+    in one kernel. They contract equal blocks of rows."""
+    first = gradient_tiling(ks[0], filters, numbers, capability)
+    second = gradient_tiling(ks[1], 2 * filters, numbers, capability)
+    warps = max(first.num_warps, second.num_warps)
+    return first._replace(num_warps=warps), second._replace(num_warps=warps)

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Operands, cdiv, empty_weight, packed_sizes, planes_of
-from .launch import launch, prepare
+from .geometry import Operands, cdiv, packed_sizes, planes_of
+from .launch import launch
 
 Value = TypeVar("Value")
-Strides = tuple[int, int, int]  # of filter, channel and tap
 BLOCK_D = tl.constexpr(8)  # filters per program
 BLOCK_K = tl.constexpr(256)
 BLOCK_S = tl.constexpr(4)  # partial sums of a gradient that are added at once
@@ -123,7 +121,7 @@ def pack_kernel(
         pid -= blocks
 
 
-def strides_of(v: Tensor) -> Strides:
+def strides_of(v: Tensor) -> tuple[int, int, int]:
     """Strides of filter, channel and tap of a dense weight."""
     _, channels, rows, cols = v.shape
     stride_c, stride_t = (rows * cols, 1) if v.is_contiguous() else (1, channels)
@@ -135,9 +133,9 @@ def pad_to_three(values: Sequence[Value]) -> tuple[Value, ...]:
     return (*values, values[0], values[0])[:3]
 
 
-def pack(operands: Operands, *, adjoint: bool) -> Tensor:
-    """Pack a gated resnet's weights into one tensor of x's dtype (see `geometry.packed_sizes`)."""
-    x, weights, gains = operands.x, operands.weights, operands.gains
+def pack(operands: Operands, packed: Tensor, *, adjoint: bool) -> None:
+    """Write a gated resnet's weights into one tensor of x's dtype (see `geometry.packed_sizes`)."""
+    weights, gains = operands.weights, operands.gains
     f, _, kh, kw = operands.conv_in.shape
     channels = operands.skip_channels
     taps, planes, skips = kh * kw, planes_of(channels, f), (*channels, 0, 0)[:2]
@@ -157,19 +155,14 @@ def pack(operands: Operands, *, adjoint: bool) -> Tensor:
     )
     orders = [(*source, *strides_of(v)) for source, v in zip(sources, weights, strict=False)]
     count = len(weights)
-    prepared = prepare(
-        (sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights),),
+    launch(
+        pack_kernel,
+        (sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights),), packed.device,
+        v=pad_to_three(weights), gain=pad_to_three(gains or weights), packed_ptr=packed,
         sources=pad_to_three(orders), forwards=pad_to_three(forwards[:count]),
         adjoints=pad_to_three(adjoints[:count]),
         NORMED=bool(gains), ADJOINT=adjoint, num_warps=8,
     )  # fmt: skip
-    size = sum(sizes if adjoint else sizes[:2])
-    packed = torch.empty((size,), dtype=x.dtype, device=x.device)
-    launch(
-        pack_kernel, prepared, x.device,
-        v=pad_to_three(weights), gain=pad_to_three(gains or weights), packed_ptr=packed,
-    )  # fmt: skip
-    return packed
 
 
 @triton.jit
@@ -239,62 +232,54 @@ def unpack_filters(
 
 @triton.jit
 def unpack_block(
-    pid, parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr,
-    NORMED: tl.constexpr, G: tl.constexpr,
+    pid, unpacked, CHANNELS: tl.constexpr, NORMED: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """One program of the parameters' gradients: filters of conv_in, conv_out or nin_skip.
 
-    parts: (splits, (T + PLANES) 2F, F) for conv_in and nin_skip, (splits, T 2F, 2F) for conv_out;
-    sums: partial sums of the biases' gradients, (blocks, F) and (blocks, 2F). counts: numbers of
-    parts, then of sums. The other tuples are for conv_in, conv_out and nin_skip. The biases of
-    conv_in and nin_skip have the same gradient.
+    unpacked: see `unpacking`. The biases of conv_in and nin_skip have the same gradient.
     """
+    parts, sums, counts, v, gain, grad_v, grad_gain, grad_bias, strides = unpacked
+    F: tl.constexpr = CHANNELS[0]
+    PLANES: tl.constexpr = (CHANNELS[1] + F - 1) // F + (CHANNELS[2] + F - 1) // F
     T: tl.constexpr = G.taps.kh * G.taps.kw
     HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
     for i in tl.static_range(3 if PLANES > 0 else 2):
         blocks = ((2 * F if i == 1 else F) + BLOCK_D - 1) // BLOCK_D
         if (pid >= 0) & (pid < blocks):
             unpack_filters(
-                parts[i % 2] + (2 * F * F * T if i == 2 else 0), counts[i % 2],
-                4 * F * F * T if i == 1 else HIDDEN, sums[i % 2], counts[2 + i % 2],
+                parts[i % 2] + (2 * F * F * T if i == 2 else 0), counts[0],
+                4 * F * F * T if i == 1 else HIDDEN, sums[i % 2], counts[1 + i % 2],
                 v[i], gain[i], grad_v[i], grad_gain[i], grad_bias[i], pid,
                 strides[i][0], strides[i][1], strides[i][2],
                 T=PLANES if i == 2 else T, C=2 * F, D=2 * F if i == 1 else F,
-                S0=S0 if i == 2 else 0, S1=S1 if i == 2 else 0, NORMED=NORMED, ACC=G.acc,
+                S0=CHANNELS[1] if i == 2 else 0, S1=CHANNELS[2] if i == 2 else 0,
+                NORMED=NORMED, ACC=G.acc,
             )  # fmt: skip
         pid -= blocks
 
 
-class Unpacked(NamedTuple):
-    """The tensors of `unpack_block`, or None."""
-
-    parts: tuple[Tensor, ...] | None = None
-    sums: tuple[Tensor, ...] | None = None
-    v: tuple[Tensor, ...] | None = None
-    gain: tuple[Tensor, ...] | None = None
-    grad_v: tuple[Tensor, ...] | None = None
-    grad_gain: tuple[Tensor, ...] | None = None
-    grad_bias: tuple[Tensor, ...] | None = None
-
-
 def unpacking(
-    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], operands: Operands
-) -> tuple[dict[str, Tensor], Unpacked]:
-    """Uninitialised gradients of the parameters, by name, and the tensors of `unpack_block`, which
-    writes them. parts, sums: see `unpack_block`."""
-    names = Operands._fields[3:12]  # weight and bias of each convolution, then the gains
-    grads = {n: empty_weight(t) for n in names if (t := getattr(operands, n)) is not None}
-    weight_grads, bias_grads, gain_grads = (
-        [grads[name] for name in group if name in grads]
-        for group in (names[0:6:2], names[1:6:2], names[6:])
+    parts: tuple[Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
+    operands: Operands,
+    grads: dict[str, Tensor],
+) -> tuple[int, tuple[Any, ...]]:
+    """The number of programs that write the gradients of parameters, and their argument: partial
+    sums of weights and biases, their numbers, and for each weight the tensors of its filters.
+
+    parts: (splits, (T + planes) 2F, F) for conv_in and nin_skip, (splits, T 2F, 2F) for conv_out;
+    sums: of the biases' gradients, (blocks, F) and (blocks, 2F).
+    """
+    weights, biases, gains = (
+        [grads[name] for name in names if name in grads]
+        for names in (
+            ("conv_in", "conv_out", "nin_skip"),
+            ("bias_in", "bias_out", "bias_nin"),
+            ("gain_in", "gain_out", "gain_nin"),
+        )
     )
-    return grads, Unpacked(
-        parts,
-        sums,
-        v=pad_to_three(operands.weights),
-        gain=pad_to_three(operands.gains or operands.weights),
-        grad_v=pad_to_three(weight_grads),
-        grad_gain=pad_to_three(gain_grads or weight_grads),
-        grad_bias=pad_to_three(bias_grads),
-    )
+    counts = parts[0].shape[0], sums[0].shape[0], sums[1].shape[0]
+    tensors = operands.weights, operands.gains or weights, weights, gains or weights, biases
+    strides = [strides_of(weight) for weight in operands.weights]
+    programs = sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights)
+    return programs, (parts, sums, counts, *map(pad_to_three, tensors), pad_to_three(strides))

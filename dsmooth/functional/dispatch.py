@@ -125,16 +125,6 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
     return None
 
 
-def takes_triton(device: torch.device, *dtypes: torch.dtype) -> bool:
-    """Whether Triton computes elementwise ops without an `impl` argument: on CUDA, or if `use_impl`
-    selects it."""
-    impl = resolve_impl("auto")
-    if impl != "triton" and (impl != "auto" or device.type != "cuda"):
-        return False
-    obstacle = forward_mode_obstacle() or transform_obstacle()
-    return not (obstacle or triton_obstacle(device, *dtypes, matmul=False))
-
-
 @constant_when_compiled
 def native_obstacle(device_type: str, dtype: torch.dtype | None = None) -> str | None:
     """The reason why the extension cannot compute on this device type, or in `dtype`; or None."""
@@ -169,59 +159,51 @@ def register_op(
     saved: int,
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., Grads],
-    keep_inputs: bool = True,
-    group: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arguments: arguments,
-) -> tuple[Callable[..., Tensor], OpOverload, OpOverload]:
-    """Register an op; return a differentiable function and its two operators.
+) -> tuple[OpOverload, OpOverload]:
+    """Register an operator and the one of its gradients; return both.
 
-    dsmooth::NAME returns a result and `saved` tensors for the backward, dsmooth::NAME_backward the
-    gradients, on every device. Unlike `torch.library.custom_op`, this does not import torch's
-    compiler. Each tensor is an argument: torch unpacks lists of tensors in Python at every call.
+    dsmooth::NAME returns a result, which is differentiable, and `saved` tensors for the backward;
+    dsmooth::NAME_backward returns the gradients. Unlike `torch.library.custom_op`, this does not
+    import torch's compiler. Each tensor is an argument: torch unpacks lists of tensors in Python at
+    every call.
 
     tensors, options: declarations of the arguments. forward(compute, *tensors, *options) returns
     the results; without `compute` they are uninitialised, for torch's tracers. backward(compute,
-    grad, *saved, *tensors, *options, needs) returns the gradient of each tensor, or None; without
-    keep_inputs it does not get `tensors`. group: converts tensors and options to the arguments of
-    forward and backward. The function, called with (graded, *tensors, *options), returns the first
-    result; graded: whether its gradient is needed.
+    grad, *saved, *tensors, *options, needs) returns the gradient of each tensor, or None.
     """
-    kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
-    declared = f"({', '.join(tensors)}, {options}) -> ({results})"
-    forward_op = _define(name, declared, lambda compute, *args: forward(compute, *group(args)))
-    declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
+    forward_op = _define(name, f"({', '.join(tensors)}, {options}) -> ({results})", forward)
 
     def filled(compute: bool, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         """The gradients, with an empty tensor in place of None."""
-        grads = backward(compute, grad, *args[:saved], *group(args[saved:-1]), args[-1])
+        grads = backward(compute, grad, *args)
         return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
 
+    kept = ", ".join([*(f"Tensor saved_{i}" for i in range(saved)), *tensors])
+    declared = f"(Tensor grad, {kept}, {options}, bool[] needs) -> ({grads})"
     backward_op = _define(f"{name}_backward", declared, filled)
-    twice = f"dsmooth::{name}_backward"
-    torch.library.register_autograd(twice, lambda ctx, *grads: _refuse(name))
     count = len(tensors)
 
-    class Operator(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Tensor:
-            result, *kept = forward_op(*args)
-            ctx.save_for_backward(*kept, *(args[:count] if keep_inputs else ()))
-            ctx.options = args[count:]
-            return result
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)  # of the saved tensors
+        ctx.save_for_backward(*output[1:], *inputs[:count])
+        ctx.options = inputs[count:]
 
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            if torch.is_grad_enabled() and not keep_inputs:  # saved tensors do not depend on inputs
-                _refuse(name)
-            needs = list(ctx.needs_input_grad[:count])
-            grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
-            wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-            return *wanted, *[None] * len(ctx.options)
+    def differentiate(ctx: Any, grad: Tensor, *unused: None) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:count])
+        grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
+        wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+        return *wanted, *[None] * len(ctx.options)
 
-    def run(graded: bool, *args: Any) -> Tensor:
-        return Operator.apply(*args) if graded else forward_op(*args)[0]
+    def refuse(*_: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"the operator {name} cannot be differentiated twice; use impl='reference' "
+            "or a use_impl('reference') block"
+        )
 
-    return run, forward_op, backward_op
+    torch.library.register_autograd(f"dsmooth::{name}", differentiate, setup_context=keep)
+    torch.library.register_autograd(f"dsmooth::{name}_backward", refuse)
+    return forward_op, backward_op
 
 
 def _define(op: str, schema: str, function: Callable[..., object]) -> OpOverload:
@@ -232,13 +214,6 @@ def _define(op: str, schema: str, function: Callable[..., object]) -> OpOverload
     torch.library.register_fake(qualified, functools.partial(function, False))
     overload: OpOverload = getattr(torch.ops.dsmooth, op).default
     return overload
-
-
-def _refuse(name: str) -> NoReturn:
-    raise NotImplementedError(
-        f"the operator {name} cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

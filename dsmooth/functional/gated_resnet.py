@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..philox import Stream, draw_seed, philox4x32, seed_words
 from .dispatch import Impl, autocast_dtype, choose, native_obstacle, triton_obstacle
-from .gated_resnet_native import MAX_TAPS, gated_resnet_native
+from .gated_resnet_op import MAX_TAPS, gated_resnet_op
 from .gated_resnet_operands import FIELDS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, fold_weight_norm, shifted_conv2d
 
@@ -84,7 +84,7 @@ def gated_resnet(
 
     chosen = choose("gated_resnet", impl, x.device, obstacle)
     if dropout == 0:
-        operands = operands._replace(seed=None)
+        operands, settings = operands._replace(seed=None), Settings(shift)
     elif seed is None:
         operands = operands._replace(seed=draw_seed(x.device))
     if chosen == "reference":
@@ -95,11 +95,7 @@ def gated_resnet(
         None if tensor is None else tensor.to(dtypes[FIELDS[name].dtype])
         for name, tensor in operands._asdict().items()
     )
-    if chosen == "triton":
-        from .gated_resnet_triton import gated_resnet_triton
-
-        return gated_resnet_triton(operands, settings)
-    return gated_resnet_native(operands, settings)
+    return gated_resnet_op(operands, settings, chosen)
 
 
 def _reference(operands: Operands, settings: Settings) -> Tensor:

@@ -1,15 +1,14 @@
-"""The operands of a gated resnet: the field table, checks, and the arguments of operators."""
+"""The operands of a gated resnet: the field table and checks."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..kernels.geometry import Operands, Settings, empty_channels_last, empty_weight
+from ..kernels.geometry import Operands, Settings
 from .checks import check_floating, check_tensor
 from .dispatch import autocast_dtype
 from .shifted_conv import check_kernel
@@ -25,7 +24,6 @@ class Field(NamedTuple):
     layout: str
     conditions: tuple[str, ...]  # the fields that it requires
     optional: bool
-    gradient: bool
     is_parameter: bool  # the backward writes the gradients of all parameters, or of none
     group: str
 
@@ -49,7 +47,6 @@ def _read_fields() -> dict[str, Field]:
             layout,
             required[conditions],
             optional=presence == "Optional",
-            gradient=gradient != "None",
             is_parameter=gradient == "Parameter",
             group=group,
         )
@@ -57,42 +54,6 @@ def _read_fields() -> dict[str, Field]:
 
 
 FIELDS = _read_fields()
-
-
-def ordered(operands: Operands) -> Operands:
-    """The operands in the memory formats of the field table."""
-    kernels = (operands.conv_in, operands.conv_out)
-    last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
-    formats = {
-        "ChannelsLast": torch.channels_last,
-        "Kernel": torch.channels_last if last else torch.contiguous_format,
-        "Contiguous": torch.contiguous_format,
-    }
-    return Operands._make(
-        None if tensor is None else tensor.contiguous(memory_format=formats[FIELDS[name].layout])
-        for name, tensor in operands._asdict().items()
-    )
-
-
-def empty_gradient(name: str, tensor: Tensor) -> Tensor:
-    """An uninitialised gradient in the memory format that the backward writes."""
-    if FIELDS[name].layout == "ChannelsLast":
-        return empty_channels_last(tensor, tensor.shape[1])
-    return empty_weight(tensor)
-
-
-# Declarations of an operator's operands and settings. save: whether a backward follows.
-TENSORS = [
-    f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
-    for name in Operands._fields
-]
-SETTINGS = "str shift, float dropout, int layer, int first_image, bool save"
-
-
-def grouped(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Group an operator's arguments into operands, settings and the rest."""
-    first, end = len(Operands._fields), len(Operands._fields) + len(Settings._fields)
-    return Operands(*arguments[:first]), Settings(*arguments[first:end]), *arguments[end:]
 
 
 def check_operands(operands: Operands, settings: Settings) -> None:
@@ -137,5 +98,5 @@ def check_operands(operands: Operands, settings: Settings) -> None:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     numbers: list[tuple[str, int, int]] = [("layer", layer, 32), ("first_image", first_image, 31)]
     for name, number, bits in numbers:
-        if not isinstance(number, SupportsIndex) or not 0 <= number < 2**bits:
+        if not hasattr(number, "__index__") or not 0 <= number < 2**bits:
             raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")

@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor
-from typing_extensions import NotRequired, Unpack
 
 from .. import philox
 from ..philox import Stream, seed_words, stream_word, whole_index
-from .dispatch import takes_triton
-
-
-class Place(TypedDict):
-    """The arguments of `philox.image_words` that select the words of an image."""
-
-    seed: int | Tensor
-    first_index: NotRequired[int | Tensor]
-    stream: Stream
-    repeat: NotRequired[int]
+from .dispatch import resolve_impl, transform_obstacle, triton_obstacle
 
 
 def image_words(
-    n_images: int, n_counters: int, *, device: torch.device | str = "cpu", **place: Unpack[Place]
+    n_images: int,
+    n_counters: int,
+    *,
+    seed: int | Tensor,
+    first_index: int | Tensor = 0,
+    stream: Stream,
+    repeat: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """`philox.image_words`: (n_images, n_counters, 4) int64."""
-    device = torch.device(device)
-    if not takes_triton(device):
-        return philox.image_words(n_images, n_counters, device=device, **place)
+    device, impl = torch.device(device), resolve_impl("auto")
+    wanted = impl == "triton" or (impl == "auto" and device.type == "cuda")
+    if not wanted or transform_obstacle() or triton_obstacle(device, matmul=False):
+        return philox.image_words(
+            n_images, n_counters, seed=seed, first_index=first_index, stream=stream, repeat=repeat,
+            device=device,
+        )  # fmt: skip
     from ..kernels import philox as kernels
 
-    return kernels.image_words(n_images, n_counters, *_checked(n_images, device, place))
-
-
-def image_noise(table: Tensor, n_images: int, size: int, **place: Unpack[Place]) -> Tensor:
-    """Entries of `table` (2**23,) at the upper 23 bits of the first `size` words of each image.
-
-    Returns (n_images, size). Uses Triton: check `takes_triton` for the table's device first.
-    """
-    from ..kernels import philox as kernels
-
-    return kernels.noise(n_images, size, table, *_checked(n_images, table.device, place))
-
-
-def _checked(n_images: int, device: torch.device, place: Place) -> tuple[int | Tensor, Tensor, int]:
-    """The seed, the index of the first image as a tensor, and the last word of a counter.
-
-    Raises ValueError for numbers out of range.
-    """
-    seed, first, repeat = place["seed"], place.get("first_index", 0), place.get("repeat", 0)
-    seed_words(seed)
-    if not isinstance(first, Tensor):
-        index = whole_index(first, n_images)
-        first = torch.full((), index, dtype=torch.int64, device=device)
-    return seed, first, stream_word(place["stream"], repeat)
+    if not isinstance(seed, Tensor):
+        seed_words(seed)  # refuses numbers out of range
+    if not isinstance(first_index, Tensor):
+        index = whole_index(first_index, n_images)
+        first_index = torch.full((), index, dtype=torch.int64, device=device)
+    return kernels.image_words(n_images, n_counters, seed, first_index, stream_word(stream, repeat))

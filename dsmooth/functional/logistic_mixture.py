@@ -24,8 +24,7 @@ from ..fields import check_one_of
 from ..pixels import Atoms, Likelihood, byte_of, check_likelihood, value_of
 from .checks import check_floating, check_tensor
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
-from .logistic_mixture_native import log_prob_native
-from .logistic_mixture_triton import log_prob_triton
+from .logistic_mixture_op import log_prob_op
 
 MIN_LOG_SCALE = -7.0
 HALF_STEP = 1 / 255  # half the distance between neighbouring bytes in [-1, 1]
@@ -73,10 +72,9 @@ def logistic_mixture_log_prob(
         return logistic_mixture_log_prob_ref(
             x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
         )
-    if chosen == "triton":
-        return log_prob_triton(x, params, likelihood, bool(atoms), float(smoothing_scale))
-    x, params = _at_least_float32(x, params)
-    return log_prob_native(x, params, likelihood, bool(atoms), float(smoothing_scale))
+    if chosen == "native":
+        x, params = _at_least_float32(x, params)
+    return log_prob_op(x, params, likelihood, bool(atoms), float(smoothing_scale), chosen)
 
 
 def logistic_mixture_log_prob_ref(

@@ -98,8 +98,7 @@ def fourier_features(x: Tensor, octaves: int) -> Tensor:
     dtype of x. Source: Kingma et al., Variational diffusion models (2021).
     """
     byte = byte_of(snap_half_precision(x))
-    scales = [2.0**k / 256 for k in range(octaves)]
+    powers = 1 << torch.arange(octaves, device=x.device).view(-1, 1, 1)
     # Whole turns are removed first, since they would cost the angle precision.
-    turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)
-    angle = 2 * math.pi * turns
+    angle = 2 * math.pi * ((byte / 256).unsqueeze(2) * powers).remainder(1)
     return torch.stack([angle.cos(), angle.sin()], dim=3).flatten(1, 3).to(x.dtype)

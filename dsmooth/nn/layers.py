@@ -13,7 +13,7 @@ from ..functional import Shift, concat_elu, gated_resnet, shifted_conv2d, shifte
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import apply_gates, drop
 from ..functional.gated_resnet_operands import Settings
-from ..functional.weight_norm import weight_norm
+from ..functional.shifted_conv import fold_weight_norm
 from ..philox import draw_seed
 
 Skip = Tensor | tuple[Tensor, ...] | None
@@ -69,8 +69,7 @@ class WeightNormConv(nn.Module):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(weight in the shape of weight_v, bias), as the functional ops take them."""
-        weight = weight_norm(self.weight_v, self.weight_g, transposed=self.transposed)
-        return weight, self.bias
+        return fold_weight_norm(self.weight_v, self.weight_g, self.filter_dims), self.bias
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Set g and b so that the output for `x` has mean 0 and standard deviation `scale`."""
@@ -92,7 +91,7 @@ class Conv1x1(WeightNormConv):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H, W)."""
         weight, bias = self.affine()
-        matrix = weight[:, :, 0, 0].expand(x.shape[0], -1, -1)
+        matrix = weight.flatten(1).expand(x.shape[0], -1, -1)
         return torch.baddbmm(bias[:, None], matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 

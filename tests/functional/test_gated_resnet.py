@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsmooth.functional import Shift, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
+from dsmooth.functional.gated_resnet_op import backward_op, forward_op, gated_resnet_op
 from dsmooth.functional.gated_resnet_operands import Operands, Settings
 from dsmooth.machine import torch_threads
 from dsmooth.nn.layers import GatedResnet
@@ -34,14 +35,10 @@ from tests.helpers.gated_cases import (
 )
 from tests.helpers.triton_canaries import guarded, guarded_memory
 
-if INTERPRETED:
-    from dsmooth.functional.gated_resnet_triton import backward_op, forward_op, gated_resnet_triton
-
-    OPS = [gated_resnet_triton]
-else:
-    from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gated_resnet_native
-
-    OPS = [pytest.param(gated_resnet_native, marks=needs_extension)]
+IMPL = "triton" if INTERPRETED else "native"
+OPS = [
+    pytest.param(partial(gated_resnet_op, impl=IMPL), marks=[] if INTERPRETED else needs_extension)
+]
 FLOATS = [name for name in Operands._fields if name not in (*IMAGES, "seed")]
 # Images, filters, skips; of the interpreted kernels with the shift and the dropout of each.
 SHAPES = [
@@ -262,12 +259,12 @@ def test_the_generator_decides_the_dropout(impl: str) -> None:
 def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
     case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True, image_bias=bool(skips))
     given, settings = case.operands(dtype), case.settings
-    _, *saved = forward_op(*given, *settings, True)
+    _, *saved = forward_op(*given, *settings, IMPL, True)
     grad_y = case.grad_y.to(dtype)
     for save in (True, False):
-        torch.library.opcheck(forward_op, (*given, *settings, save))
+        torch.library.opcheck(forward_op, (*given, *settings, IMPL, save))
     for needs in (needs_of(given), needs_of(given, "skip")):
-        inputs = grad_y, *saved, *given, *settings, True, needs
+        inputs = grad_y, *saved, *given, *settings, IMPL, True, needs
         torch.library.opcheck(backward_op, inputs)
 
 

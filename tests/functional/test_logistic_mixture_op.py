@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref, use_impl
-from dsmooth.functional.logistic_mixture_native import native_backward, native_forward
-from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
+from dsmooth.functional.logistic_mixture_op import backward_op, forward_op
 from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import INTERPRETED, needs_extension
 from tests.helpers.mixture_cases import (
@@ -178,12 +177,8 @@ def test_only_the_wanted_gradient_is_computed(channels: int, mixture: str, impl:
         assert not log_prob(x, leaf).requires_grad
     options, ones = native_mixture(mixture).values(), torch.ones_like(both[0])
     for needs in ((True, False), (False, True), (False, False)):
-        if impl == "native":
-            _, state = native_forward(x, params, *options)
-            got = native_backward(ones, state, x, params, *options, list(needs))
-        else:
-            units = triton_forward(x, params, *options, *needs)[1:]
-            got = triton_backward(ones, *units, *options, *needs, list(needs))
+        given = x, params, *options, impl, *needs
+        got = backward_op(ones, *forward_op(*given)[1:], *given, list(needs))
         assert [gradient.numel() > 0 for gradient in got] == list(needs)
 
 
@@ -210,11 +205,12 @@ def test_opcheck(channels: int, mixture: str) -> None:
     options = native_mixture(mixture).values()
     last = params.to(memory_format=torch.channels_last)
     for layout in (params, last):
-        torch.library.opcheck(native_forward, (x, layout, *options))
+        torch.library.opcheck(forward_op, (x, layout, *options, "native", True, True))
     grad = torch.randn(2, 3, 5, dtype=torch.float64)
-    _, state = native_forward(x, params, *options)
+    _, *saved = forward_op(x, params, *options, "native", True, True)
     for needs in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(native_backward, (grad, state, x, last, *options, list(needs)))
+        given = (grad, *saved, x, last, *options, "native", True, True, list(needs))
+        torch.library.opcheck(backward_op, given)
 
 
 @each_fast_impl

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsmooth.functional import gated_resnet_op
 from dsmooth.kernels import expand, gated_resnet, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Operands, Settings, Shift
@@ -42,9 +43,6 @@ def recorded(arch: int, tf32: bool) -> Iterator[list[list[Launch]]]:
         yield [stack.enter_context(record_launches(m, *names)) for m, names in KERNELS.items()]
 
 
-EVERYTHING = gated_resnet.Needs()
-
-
 @dataclass(frozen=True)
 class Block:
     """A gated resnet, forward and backward, with gains."""
@@ -56,7 +54,6 @@ class Block:
     dtype: torch.dtype = torch.bfloat16
     tf32: bool = False
     size: tuple[int, int, int] = (16, 32, 32)
-    needs: gated_resnet.Needs = EVERYTHING
 
     def launches(self, arch: int) -> list[Launch]:
         """On a GPU of this capability."""
@@ -75,9 +72,11 @@ class Block:
         )
         shift: Shift = "none" if kh == 3 else "down" if kw == 3 else "down_right"
         settings = Settings(shift, 0.5, 3) if self.dropout else Settings(shift)
+        inputs = *given, *settings, "triton", True
+        needs = [name != "seed" for name in given._fields]
         with recorded(arch, self.tf32) as lists:
-            y, *saved = gated_resnet.forward(given, settings)
-            gated_resnet.backward(y, saved, given, settings, self.needs)
+            y, *saved = gated_resnet_op._forward(True, *inputs)
+            gated_resnet_op._backward(True, y, *saved, *inputs, needs)
         return [launch for launches in lists for launch in launches]
 
 
@@ -97,9 +96,7 @@ def distinct(launches: list[Launch], *constants: str) -> list[Launch]:
 
 
 def is_matmul(launch: Launch) -> bool:
-    """Without gradients of inputs, last_gradients_kernel only ends those of parameters."""
-    multiplies = launch.arguments.get("X", True) or launch.arguments.get("SKIPS")
-    return launch.kernel.__name__ in MATMULS and bool(multiplies)
+    return launch.kernel.__name__ in MATMULS
 
 
 def check(launch: Launch, compiled: Compiled, arch: int) -> None:
@@ -117,6 +114,7 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
     if arch == 90 and numbers == "half":
         assert compiled.count("HGMMA") > 0
     assert not any(register_operand(line) for line in compiled.code)
-    if arch == 90 and numbers == "half" and launch.arguments["F"] % 8 == 0:
+    filters = launch.arguments.get("F") or launch.arguments["CHANNELS"][0]
+    if arch == 90 and numbers == "half" and filters % 8 == 0:
         # No warpgroup copies over what another still multiplies.
         assert all(map(left_in_flight, matrix_loops(compiled.code)))

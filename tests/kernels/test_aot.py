@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,8 +13,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
 from dsmooth.kernels import logistic_mixture as kernels
-from dsmooth.kernels import philox, weight_norm
-from dsmooth.kernels.gated_resnet import Needs
+from dsmooth.kernels import philox
 from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul
 from tests.helpers.mixture_cases import n_params
 from tests.helpers.triton_tools import Launch, compile_launch, record_launches
@@ -23,12 +21,6 @@ from tests.helpers.triton_tools import Launch, compile_launch, record_launches
 full = partial(pytest.param, marks=pytest.mark.full)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 WEIGHT_KERNELS = {"pack_kernel", "last_gradients_kernel"}
-PARAMETERS_ALONE = Needs(x=False, skips=False)
-
-
-def launches_of(block: Block, arch: int) -> list[Launch]:
-    """With the gradients of all inputs, and of the parameters alone."""
-    return block.launches(arch) + replace(block, needs=PARAMETERS_ALONE).launches(arch)
 
 
 # Every number of filters with every kernel would be nine times as many; between them these have
@@ -59,8 +51,8 @@ def test_every_matmul(block: Block, arch: int) -> None:
 @pytest.mark.parametrize("forms", [(), full(("X", "BACKWARD", "ADJOINT", "DROPOUT"))])
 def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> None:
     """Each kernel in one of its forms, and in all."""
-    others = [launch for launch in launches_of(Block(40), 90) if not is_matmul(launch)]
-    assert {launch.kernel.__name__ for launch in others} >= {"operands_kernel", *WEIGHT_KERNELS}
+    others = [launch for launch in Block(40).launches(90) if not is_matmul(launch)]
+    assert {launch.kernel.__name__ for launch in others} == {"operands_kernel", "pack_kernel"}
     for launch in distinct(others, *forms):
         check(launch, compile_launch(launch, 90), 90)
 
@@ -73,8 +65,8 @@ def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> N
 )
 def test_weights_are_packed_and_unpacked_in_registers(size, filters, skips, dtype) -> None:
     """At the numbers of filters that are run on a GPU by the tests."""
-    launches = launches_of(Block(filters, skips=skips, size=size, dtype=dtype), 90)
-    launches = [x for x in distinct(launches, "X") if x.kernel.__name__ in WEIGHT_KERNELS]
+    launches = Block(filters, skips=skips, size=size, dtype=dtype).launches(90)
+    launches = [x for x in launches if x.kernel.__name__ in WEIGHT_KERNELS]
     assert {launch.kernel.__name__ for launch in launches} == WEIGHT_KERNELS
     for launch in launches:
         check(launch, compile_launch(launch, 90), 90)
@@ -135,31 +127,14 @@ def test_every_kernel_builds_for_blackwell() -> None:
         assert compiled.local == 0
 
 
-def launches_outside_of_layers() -> list[Launch]:
-    """Noise, words and weight norm of a training step, by a seed and by a tensor of one."""
-    number = torch.empty((), dtype=torch.int64, device="meta")
-    table = torch.empty(2**23, device="meta")
-    with (
-        record_launches(philox, "image_words_kernel", "noise_kernel") as launches,
-        record_launches(weight_norm, "fold_kernel", "fold_gradient_kernel") as folded,
-    ):
-        for seed in (0, 1, 2**64 - 1, number):
-            philox.image_words(1, 1, seed, number, 5)
-            philox.noise(80, 784, table, seed, number, 2)
-        for dtype in (FP32, BF16):
-            for shape, transposed in (((160, 160, 2, 3), False), ((40, 40, 2, 2), True)):
-                v = torch.empty(shape, device="meta", memory_format=torch.channels_last)
-                gain, w = v.new_empty(shape[0]), torch.empty_like(v, dtype=dtype)
-                weight_norm.fold(v, gain, w, gain, transposed)
-                weight_norm.fold_gradient(w, gain, v, gain, (v, gain), transposed)
-    return launches + folded
-
-
 @pytest.mark.parametrize(("arch", "forms"), [(90, False), *(full(a, True) for a in (80, 90, 100))])
-def test_noise_and_weight_norm(arch: int, forms: bool) -> None:
-    """Each kernel in one of its forms, or in all."""
-    launches = launches_outside_of_layers()
-    for launch in launches if forms else distinct(launches):
+def test_words_of_philox(arch: int, forms: bool) -> None:
+    """By a tensor of a seed, or also by numbers."""
+    number = torch.empty((), dtype=torch.int64, device="meta")
+    with record_launches(philox, "image_words_kernel") as launches:
+        for seed in (0, 1, 2**64 - 1, number) if forms else (number,):
+            philox.image_words(80, 196, seed, number, 5)
+    for launch in launches:
         compiled = compile_launch(launch, arch)
         assert f".target sm_{arch}" in compiled.ptx
         assert compiled.local == compiled.stack == 0

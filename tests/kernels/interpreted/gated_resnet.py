@@ -11,7 +11,7 @@ from torch import Tensor
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.kernels import gated_resnet as kernels
-from dsmooth.kernels.expand import BLOCK_P, expand, prepare_expand
+from dsmooth.kernels.expand import BLOCK_P, expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps, cdiv
 from dsmooth.nn.layers import GatedResnet
 from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of every implementation
@@ -57,10 +57,11 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         gates = torch.randn(2, 2 * filters, 3, 5).to(memory_format=torch.channels_last)
         sums = torch.empty(cdiv(rows.length, BLOCK_P), 2 * filters)
-        prepared = prepare_expand(rows, filters, (), settings, inputs=False, backward=True)
         given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
-        backward = {"d_gates": d_gates, "dh": dh, "gates": gates, "dy": h, "sums": sums}
-        buffer, bits = expand(prepared, given, h, **backward)
+        buffer, bits = expand(
+            given, rows, settings, h, inputs=False,
+            gates_ptr=gates, dy_ptr=h, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
+        )  # fmt: skip
         e, kept = rows.first(buffer), rows.first(bits)
         expected = dropout_factors(shape, settings, seed_tensor) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
@@ -84,7 +85,7 @@ def test_elu_keeps_its_digits_near_0() -> None:
     x[1] *= -1
     rows, settings = PaddedImages.of(x.shape, Taps(1, 1, 0, 0)), Settings("none")
     given = make_case(filters=1).operands(torch.float32)._replace(x=x)
-    buffer, _ = expand(prepare_expand(rows, 1, (), settings), given, x)
+    buffer, _ = expand(given, rows, settings, x)
     got = pixels(rows.first(buffer), rows)
     torch.testing.assert_close(got.double(), concat_elu(x.double()), rtol=1e-6, atol=0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_forward
+from dsmooth.functional.logistic_mixture_op import backward_op, forward_op
 from dsmooth.kernels.launch import INTERPRETED
 from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants of every implementation
     test_as_exact_as_eager,
@@ -87,10 +87,10 @@ def test_opcheck(channels: int, mixture: str) -> None:
     x, params = widest_case(channels, mixture, n_mix=2, size=(2, 1, 3))
     x, params = x.bfloat16(), params.bfloat16()
     last = params.to(memory_format=torch.channels_last)
-    what = native_mixture(mixture).values()
-    torch.library.opcheck(triton_forward, (x, params, *what, False, False))
+    what = *native_mixture(mixture).values(), "triton"
+    torch.library.opcheck(forward_op, (x, params, *what, False, False))
     for layout in (params, last):
-        torch.library.opcheck(triton_forward, (x, layout, *what, True, True))
-        _, *units = triton_forward(x, layout, *what, True, True)
-        rest = *what, True, True, [True, True]
-        torch.library.opcheck(triton_backward, (torch.randn(2, 1, 3), *units, *rest))
+        given = x, layout, *what, True, True
+        torch.library.opcheck(forward_op, given)
+        _, *units = forward_op(*given)
+        torch.library.opcheck(backward_op, (torch.randn(2, 1, 3), *units, *given, [True, True]))
