@@ -136,7 +136,7 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
     rounded = pair.sample(2, precision="bfloat16", method="noisy")
     assert torch.equal(rounded, CachedSampler(pair.noisy, torch.bfloat16).sample(2, 8, 8))
     assert not torch.equal(rounded, pair.sample(2, precision="float32", method="noisy"))
-    monkeypatch.setattr("dsmooth.sampling.cached.unavailable_reason", lambda: "no compiler")
+    monkeypatch.setattr("dsmooth.cuda.unavailable_reason", lambda: "no compiler")
     refuses("precision bfloat16 needs the cached sampler: ", pair.sample, 2, precision="bfloat16")
 
 

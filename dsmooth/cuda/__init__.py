@@ -20,13 +20,16 @@ from .driver import Card, CudaError, Kernel
 from .images import NO_COMPILER, OLDEST, sources
 
 
-def cuda_obstacle(device: torch.device, operands: str = "bfloat16") -> str | None:
-    """Why the sampler cannot run on a CUDA device; None if it can. operands: or float32.
+def sampler_obstacle(device: torch.device, operands: str = "bfloat16") -> str | None:
+    """Why the cached sampler cannot run on a device; None if it can. operands: or float32.
 
-    The first call for a device and type of operands loads the kernel, and may compile it.
+    The first call for a CUDA device and type of operands loads the kernel, and may compile it.
     """
-    if (reason := unavailable_reason()) is not None:
+    reason = unavailable_reason()
+    if reason is not None or device.type == "cpu":
         return reason
+    if device.type != "cuda":
+        return f"the cached sampler does not run on {device.type}"
     try:
         _load(_index_of(device), operands)
     except CudaError as error:

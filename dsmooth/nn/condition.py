@@ -16,7 +16,6 @@ from .._extension import warn_once
 from ..config import Classes, Conditioning
 from ..fields import SettingError, check_number, check_one_of
 from ..functional.checks import check_tensor
-from .images import check_like
 
 # The label of an image without a class, as in label dropout.
 NO_CLASS = -1
@@ -88,10 +87,8 @@ def one_hot(label: Tensor | None, n_classes: int, like: Tensor) -> Tensor | None
 
 def check_context(context: Tensor | None, conditioning: Conditioning, like: Tensor) -> None:
     """Raise ValueError or TypeError unless the context fits the model, and is like `like`."""
-    if conditioning == "none":
-        if context is not None:
-            raise ValueError('context was given, but the model has conditioning="none"')
-    elif context is None:
-        raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
-    else:
-        check_like("context", context, like)
+    if (context is None) != (conditioning == "none"):
+        found = "context is missing" if context is None else "context was given"
+        raise ValueError(f'{found}, but the model has conditioning="{conditioning}"')
+    if context is not None:
+        check_tensor("context", context, tuple(like.shape), like.device, (like.dtype,))

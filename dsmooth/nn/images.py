@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .._extension import warn_once
 from ..fields import SettingError
-from ..functional.checks import check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 from ..pixels import PER_UNIT, are_sides, byte_of
 
@@ -51,11 +50,6 @@ def check_size(image_size: Sequence[int]) -> tuple[int, int]:
             "image_size", f"must be a height and a width, multiples of 4, got {image_size}"
         )
     return int(sizes[0]), int(sizes[1])
-
-
-def check_like(name: str, values: object, like: Tensor) -> None:
-    """Raise ValueError or TypeError unless `values` have the shape, dtype and device of `like`."""
-    check_tensor(name, values, tuple(like.shape), like.device, (like.dtype,))
 
 
 def check_scale(name: str, x: Tensor, *, as_bytes: bool) -> None:

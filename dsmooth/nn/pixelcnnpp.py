@@ -221,13 +221,9 @@ class PixelCNNpp(Pretrained):
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
-        return self.log_prob_of_pixels(x, params).sum((1, 2))
-
-    def log_prob_of_pixels(self, x: Tensor, params: Tensor) -> Tensor:
-        """log p of each pixel of x given their mixture parameters: (B, H, W), nats."""
         if self.config.likelihood == "discretized":
             x = snap_half_precision(x)
-        return logistic_mixture_log_prob(x, params, **self.config.mixture)
+        return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
         self, x: Tensor, context: Tensor | None = None, label: ClassLabel | None = None

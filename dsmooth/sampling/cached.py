@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .._extension import extension, unavailable_reason, warn_once
+from .._extension import extension, warn_once
 from ..config import Precision
-from ..cuda import cuda_obstacle, sampler_kernel
+from ..cuda import sampler_kernel, sampler_obstacle
 from ..fields import check_number, check_one_of
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
@@ -85,8 +85,7 @@ class CachedSampler:
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
-        if instruction_set != "auto":
-            raise ValueError(f"instruction_set is for the CPU, not for {device}: leave it out")
+        check_one_of("instruction_set", instruction_set, ("auto",))  # the others are of the CPU
         self._kernel = sampler_kernel(device, str(dtype).removeprefix("torch."))
         card = self._kernel.card
         # torch restores the previous device without creating a context there.
@@ -252,12 +251,7 @@ def draw_network(
     dtype = getattr(torch, precision_on(weight.device, precision))
     if change is None and weight.dtype == torch.float64:
         change = "the weights are float64: .float() rounds"
-    if weight.is_cuda:
-        reason = change or cuda_obstacle(weight.device, str(dtype).removeprefix("torch."))
-    else:
-        reason = change or unavailable_reason()
-    if reason is None and weight.device.type not in ("cpu", "cuda"):
-        reason = f"the cached sampler does not run on {weight.device.type}"
+    reason = change or sampler_obstacle(weight.device, str(dtype).removeprefix("torch."))
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:

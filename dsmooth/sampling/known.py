@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fields import SettingError
 from ..functional.checks import check_tensor
-from ..nn.images import check_images, check_like, check_scale
+from ..nn.images import check_images, check_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class KnownPixels:
         images = self.images
         if images.dtype == torch.promote_types(x.dtype, torch.float32):
             images = images.to(x.dtype)  # rounded if x has half precision
-        check_like("known", images, x)
+        check_tensor("known", images, tuple(x.shape), x.device, (x.dtype,))
         if as_bytes:
             check_scale("known", self.values, as_bytes=True)
         return torch.where(self.mask[:, None], images, x).contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._extension import is_available
 from ..config import Classes, Precision
-from ..cuda import cuda_obstacle
+from ..cuda import sampler_obstacle
 from ..data.pictures import is_diverged, pil_images, png
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
@@ -35,7 +35,7 @@ def drawing_device(name: str) -> torch.device:
     """
     device = choose_device(name)
     undecided = name == "auto" and device.type != "cpu" and is_available()
-    if undecided and (reason := cuda_obstacle(device)) is not None:
+    if undecided and (reason := sampler_obstacle(device)) is not None:
         LOG.info("drawing on the CPU: %s; device %s draws pixel by pixel", reason, device)
         return torch.device("cpu")
     return device
@@ -114,5 +114,5 @@ def _chunk(model: Model, n: int) -> int:
     """How many of n images are drawn at a time."""
     network = model if isinstance(model, PixelCNNpp) else model.noisy
     device = network.device
-    kind = "cpu" if device.type == "cpu" or cuda_obstacle(device) else "cuda"
+    kind = "cpu" if device.type == "cpu" or sampler_obstacle(device) else "cuda"
     return fair_size(n, CHUNK[kind])

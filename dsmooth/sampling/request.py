@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import unavailable_reason
 from ..config import Classes, Method, ModelConfig, Precision
-from ..cuda import cuda_obstacle
+from ..cuda import sampler_obstacle
 from ..fields import SettingError, check_number, check_one_of
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import NO_CLASS, ClassLabel, labels_of
@@ -200,13 +199,11 @@ def default_label(classes: Classes | None, *, given: bool) -> Label:
 
 def check_guidance(config: ModelConfig) -> None:
     """Raise ValueError unless the model supports guidance: a pass with a class and one without."""
-    if config.classes is None:
-        raise SettingError("guidance", "needs a model with classes; this one has none")
-    if config.classes.dropout == 0:
+    if config.classes is None or config.classes.dropout == 0:
+        found = "has no classes" if config.classes is None else "was trained with label_dropout 0"
         raise SettingError(
             "guidance",
-            "needs a model that also learned images without a class; this one was "
-            "trained with label_dropout 0",
+            f"needs a model with classes and label dropout; this one {found}",
         )
 
 
@@ -225,8 +222,8 @@ def precision_on(device: torch.device, precision: Precision) -> Precision:
     check_one_of("precision", precision, get_args(Precision))
     if precision != "auto":
         return precision
-    obstacle = cuda_obstacle(device) if device.type == "cuda" else unavailable_reason()
-    return "bfloat16" if obstacle is None and has_fast_bfloat16(device) else "float32"
+    is_fast = sampler_obstacle(device) is None and has_fast_bfloat16(device)
+    return "bfloat16" if is_fast else "float32"
 
 
 def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:

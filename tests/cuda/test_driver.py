@@ -67,9 +67,9 @@ def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch
     monkeypatch.setattr(images, "nvrtc", lambda: None)  # which would compile for seconds
     (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
     stub.fail("cuCtxPushCurrent_v2", 2)
-    assert cuda.cuda_obstacle(FIRST) is not None
+    assert cuda.sampler_obstacle(FIRST) is not None
     stub.state.failing = None
-    assert cuda.cuda_obstacle(FIRST) is None
+    assert cuda.sampler_obstacle(FIRST) is None
     assert cuda.sampler_kernel(FIRST, "bfloat16") is cuda.sampler_kernel(FIRST, "bfloat16")
 
 
@@ -84,12 +84,12 @@ def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys
 
     def obstacle() -> str:
         driver.driver.cache_clear()
-        found = cuda.cuda_obstacle(FIRST)
+        found = cuda.sampler_obstacle(FIRST)
         assert found is not None
         assert "\n" not in found
         return found
 
-    assert cuda.cuda_obstacle(torch.device("cuda", 100)) == "cuDeviceGet: an error"
+    assert cuda.sampler_obstacle(torch.device("cuda", 100)) == "cuDeviceGet: an error"
     stub.fail("cuInit", 100)
     assert obstacle() == "cuInit: no CUDA-capable device is detected"
     assert doctor.doctor() == 0
@@ -105,7 +105,7 @@ def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiler, "nvrtc", lambda: pytest.fail("looked for a compiler"))
     stub.set_card(7, 5, 64 << 10)
     words = "cuda:0 has compute capability 7.5, and the sampler needs 8.0"
-    assert cuda.cuda_obstacle(FIRST) == cuda.describe_cuda(0) == words
+    assert cuda.sampler_obstacle(FIRST) == cuda.describe_cuda(0) == words
     with pytest.raises(RuntimeError, match=words):
         cuda.sampler_kernel(FIRST, "bfloat16")
 

@@ -88,7 +88,7 @@ def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, c
     if way in ("PTX", "none"):
         monkeypatch.setattr(images, "nvrtc", lambda: None)
         package(*[PTX] * (way == "PTX"))
-    said, obstacle = cuda.describe_cuda(0), cuda.cuda_obstacle(FIRST)
+    said, obstacle = cuda.describe_cuda(0), cuda.sampler_obstacle(FIRST)
     if way == "none":
         assert said == obstacle == images.NO_COMPILER
         return
@@ -109,15 +109,15 @@ def test_the_origin_is_that_of_the_loaded_kernel(way, fake, stub, monkeypatch, c
 def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     """And what no origin can mend is said, with the driver's version, or as the compiler did."""
     fake.failure = CompilerError("NVRTC 13.2: sample.cu(3): error: no")
-    assert cuda.cuda_obstacle(FIRST) == "NVRTC 13.2: sample.cu(3): error: no"
+    assert cuda.sampler_obstacle(FIRST) == "NVRTC 13.2: sample.cu(3): error: no"
     fake.failure = None
     package("bfloat16.sm_90.cubin")
     stub.refused[b"bflo"] = 200
-    assert cuda.cuda_obstacle(FIRST) is None
+    assert cuda.sampler_obstacle(FIRST) is None
     assert cuda.sampler_kernel(FIRST, "bfloat16").origin == "compiled for sm_90 by NVRTC 13.2"
     cuda._load.cache_clear()
     stub.refused[b"code"] = 222
-    obstacle = cuda.cuda_obstacle(FIRST)
+    obstacle = cuda.sampler_obstacle(FIRST)
     assert obstacle.startswith("cached sampler-bfloat16-sm_90-")
     assert obstacle.endswith("unsupported toolchain.; the driver is of CUDA 12.4")
 
