@@ -1,4 +1,4 @@
-"""Laws of the mixture's likelihood on the CPU: values and gradients, of each kind of component."""
+"""Laws of the mixture on the CPU: values, gradients and draws, of each kind of component."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
+from dsmooth.functional import (
+    logistic_mixture_log_prob,
+    logistic_mixture_log_prob_ref,
+    logistic_mixture_sample,
+)
 from dsmooth.functional.logistic_mixture import Mixture as Channels
+from dsmooth.functional.logistic_mixture import snap_to_bytes
+from dsmooth.pixels import value_of
+from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import INTERPRETED, needs_extension
 from tests.helpers.mixture_cases import (
     CASES,
@@ -23,6 +30,7 @@ from tests.helpers.mixture_cases import (
     assert_as_exact_as_eager,
     avoid_kink,
     both_impls,
+    each_channels,
     each_likelihood,
     each_mixture,
     each_run,
@@ -120,50 +128,21 @@ def test_atoms_are_mixed_with_what_there_is_without_them(impl: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 
-def test_a_gaussian_component_is_a_normal_that_contains_the_noise() -> None:
-    """The means of colours are those of the golden values."""
-    x, params = random_case(1, "gaussian", n_mix=1, size=(2, 3, 4))
-    raw_parts(params, 1)[:, :, 1].clamp_(-6, 2)
-    raw_parts(params, 1)[:, :, 1, ..., -1] += 41  # about where the reference splits a scale
+@each_channels
+def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int) -> None:
+    x, params = random_case(channels, "gaussian", n_mix=1, size=(2, 3, 4))
+    raw_parts(params, channels)[:, :, 1].clamp_(-6, 2)
+    raw_parts(params, channels)[:, :, 1, ..., -1] += 41  # about where the reference splits a scale
     got = logistic_mixture_log_prob_ref(x, params, "gaussian", smoothing_scale=0.5)
-    normal = torch.distributions.Normal(params[:, 1], (params[:, 2].exp() ** 2 + 0.25).sqrt())
-    torch.testing.assert_close(got, normal.log_prob(x[:, 0]), rtol=1e-12, atol=1e-12)
-
-
-def red_green_log_prob(x: Tensor, params: Tensor, **options: Any) -> Tensor:
-    """log p(red, green), from grey mixtures of one component each."""
-    mixture = Channels.of(params, 3)
-    total = torch.log_softmax(mixture.logits, 1)
-    red, green = x[:, 0:1], x[:, 1:2]
-    means = [mixture.means[:, 0], mixture.means[:, 1] + mixture.coefficients[:, 0] * red]
-    for colour, mean, log_scale in zip(
-        (red, green), means, mixture.log_scales.unbind(1)[:2], strict=True
-    ):
-        grey = torch.stack([torch.zeros_like(mean), mean, log_scale], dim=1)  # (B, 3, K, H, W)
-        masses = [logistic_mixture_log_prob_ref(colour, p, **options) for p in grey.unbind(2)]
-        total = total + torch.stack(masses, dim=1)
-    return total.logsumexp(1)
-
-
-@pytest.mark.quick
-@both_impls
-@each_mixture
-def test_probabilities_sum_to_one(channels: int, mixture: str, impl: Any) -> None:
-    """Over x for grey; over blue, to the probability of red and green, for RGB."""
-    x, params = random_case(channels, mixture, size=(1, 1, 5), seed=1)
-    grid = LEVELS
-    if MIXTURES[mixture]["likelihood"] != "discretized":
-        raw_parts(params, channels)[:, :, 1].clamp_(-3, 0)
-        grid = torch.linspace(-60, 60, 12_001, dtype=torch.float64)  # scales from e^-3 to 1
-    wide = x.repeat_interleave(len(grid), dim=3)
-    wide[:, -1] = grid.repeat(5)
-    log_prob = log_prob_of(mixture, impl)(wide, params.repeat_interleave(len(grid), dim=3))
-    p = log_prob.view(5, -1).exp()
-    total = p.sum(1) if grid is LEVELS else torch.trapezoid(p, grid, dim=1)
-    expected = torch.ones(5, dtype=torch.float64)
+    mixture = Channels.of(params, channels)
+    means, coefficients = mixture.means[..., 0, :, :], mixture.coefficients[:, :, 0]
+    scales = (mixture.log_scales[..., 0, :, :].exp().square() + 0.25).sqrt()
     if channels == 3:
-        expected = red_green_log_prob(x, params, **MIXTURES[mixture]).flatten().exp()
-    torch.testing.assert_close(total, expected, rtol=1e-11, atol=1e-12)
+        red, green, _ = x.unbind(1)
+        terms = torch.stack([0 * red, red, red, green], 1) * coefficients[:, [0, 0, 1, 2]]
+        means = means + torch.stack([terms[:, 0], terms[:, 1], terms[:, 2] + terms[:, 3]], 1)
+    expected = torch.distributions.Normal(means, scales).log_prob(x).sum(1)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("mixture", [m for m in MIXTURES if m != "atoms"])
@@ -258,3 +237,87 @@ def test_a_logit_of_minus_infinity_removes_its_component(
     want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-13 * (w.abs().max().item() + 1))
+
+
+def uniforms_of(n: int, seed: int = 5) -> Tensor:
+    """(1, 4, 1, n) uniforms on the sampler's grid: (integer + 1/2) / 2^23."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(0, 2**23, (1, 4, 1, n), generator=generator)
+    return (words.double() + 0.5) * 2.0**-23
+
+
+def test_a_colour_is_drawn_given_the_earlier_ones() -> None:
+    """One component, so the noise is known: the earlier colours moved the means as drawn."""
+    _, params = random_case(3, "continuous", n_mix=1, size=(2, 3, 4))
+    uniforms = uniforms_of(24).view(4, 2, 3, 4).transpose(0, 1)
+    mixture = Channels.of(params, 3)
+    noise = mixture.log_scales.clamp(min=-7).exp()[:, :, 0] * torch.logit(uniforms[:, 1:])
+    own = (mixture.means[:, :, 0] + noise).unbind(1)
+    by_red, blue_by_red, by_green = mixture.coefficients[:, :, 0].unbind(1)
+    for likelihood, snap in (("continuous", lambda x: x), ("discretized", snap_to_bytes)):
+        x = logistic_mixture_sample(params, uniforms, 3, likelihood)
+        red, green, blue = x.unbind(1)
+        torch.testing.assert_close(red, snap(own[0]))
+        torch.testing.assert_close(green, snap(own[1] + by_red * red))
+        torch.testing.assert_close(blue, snap(own[2] + blue_by_red * red + by_green * green))
+
+
+def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
+    n = 40_000
+    uniforms = uniforms_of(n).permute(3, 1, 2, 0)
+    generator = torch.Generator().manual_seed(0)
+    params = torch.randn(1, 3 * 2 + 256, 1, 1, generator=generator, dtype=torch.float64)
+    params[:, [2 + 3, 2 + 200]] += 6
+    params_of_all = params.expand(n, -1, -1, -1)
+    x = logistic_mixture_sample(params_of_all, uniforms, 1, "discretized", 0.7, atoms="all")
+    weights = torch.softmax(params[0, : 2 + 256, 0, 0] / 0.7, 0)
+    choices = uniforms[:, 0].flatten().contiguous()
+    chosen = torch.bucketize(choices, weights.cumsum(0)[:-1], right=True)
+    for level in (3, 200):
+        at_level = (x == value_of(torch.tensor(level, dtype=x.dtype))).flatten()
+        assert at_level[chosen == 2 + level].all()
+        assert at_level.double().mean() == pytest.approx(float(weights[2 + level]), abs=0.01)
+    params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
+    params = params.expand(n, -1, -1, -1)
+    x = logistic_mixture_sample(params, uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4)
+    expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
+    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_ends_of_float32_draw_something_finite() -> None:
+    params = torch.tensor([0.0, 2e38, -2e38, -1, 1, 2, -9, -9, -9]).view(1, 9, 1, 1)
+    x = logistic_mixture_sample(params, torch.full((1, 4, 1, 1), 0.5), 1, temperature=0.3)
+    assert x.item() == 1
+    ends = torch.tensor([0.5 * 2**-23, 1 - 0.5 * 2**-23]).expand(1, 4, 1, 2)
+    assert logistic_mixture_sample(torch.zeros(1, 30, 1, 2), ends, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-7])
+@pytest.mark.parametrize("shared", [-30.0, 20.0])
+def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature: float) -> None:
+    params = torch.tensor([shared - 0.5, shared, -0.4, 0.6, -3.0, -3.0]).view(1, 6, 1, 1)
+    uniforms = torch.tensor([0.01, 0.99]).expand(1, 4, 1, 2)
+    x = logistic_mixture_sample(params.expand(-1, -1, -1, 2), uniforms, 1, temperature=temperature)
+    torch.testing.assert_close(x, torch.full((1, 1, 1, 2), 0.6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"uniforms": torch.rand(1, 3, 2, 3)}, r"uniforms must have shape \(1, 4, 2, 3\)"),
+        ({"uniforms": torch.ones(1, 4, 2, 3).long()}, "uniforms must be a floating-point"),
+        ({"params": torch.ones(1, 7, 2, 3)}, "params must have shape"),
+        ({"image_channels": 2}, "`image_channels` must be one of 1, 3, got 2"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
+        ({"likelihood": "other"}, "`likelihood` must be one of"),
+        ({"atoms": (0, 1)}, r"`atoms` must be one of \(\), all, got \(0, 1\)"),
+        ({"atoms": "all", "image_channels": 3}, "grey images only, got 3 channels"),
+        ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
+    ],
+)
+def test_wrong_arguments_of_a_draw_are_refused(changes: dict[str, Any], message: str) -> None:
+    good = {"params": torch.zeros(1, 6, 2, 3), "uniforms": torch.full((1, 4, 2, 3), 0.5)}
+    good |= {"image_channels": 1, "likelihood": "discretized"}
+    logistic_mixture_sample(**good)
+    refuses(message, logistic_mixture_sample, error=(ValueError, TypeError), **{**good, **changes})
