@@ -111,16 +111,6 @@ def test_a_label_is_a_number_a_name_or_one_of_each_image() -> None:
         assert not torch.equal(mixed, expected)
 
 
-def test_a_label_is_for_models_with_classes() -> None:
-    model = network("none", n_classes=0)
-    words = "`label` was given, but the model has no classes"
-    refuses(words, model, torch.zeros(1, 1, 8, 8), label=torch.tensor([0]))
-    refuses(words, sequential_sample, model, 1, height=4, width=4, label=0)
-    for call in (tiny_pair().elbo, tiny_pair().denoise, tiny_pair().single_step):
-        for label in (0, torch.tensor([0])):
-            refuses("label` was given, but", call, images(1), label=label)
-
-
 @pytest.mark.parametrize(
     ("names", "shares", "words"),
     [

@@ -116,21 +116,6 @@ def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find(DEFAULT) == Path(DEFAULT)
 
 
-def test_photos_begin_a_run_on_other_pictures(tmp_path: Path) -> None:
-    """They give the network and its weights, which a tiny learning rate hardly changes."""
-    pictures, out = tmp_path / "pictures", tmp_path / "run"
-    pictures.mkdir()
-    x = SmoothedPair.from_pretrained("photos").sample(4, seed=0, method="noisy")
-    assert x.shape == (4, 3, 32, 32)
-    for i, picture in enumerate(dsmooth.to_pil(x)):
-        picture.save(pictures / f"{i}.png")
-    command = f"train noisy {pictures} --init photos --out {out} --images 8 --learning-rate 1e-9"
-    assert run(*command.split(), "--set", "evaluations=1", "--set", "evaluation_images=1") == 0
-    folders = find("photos") / "noisy", out
-    states = [PixelCNNpp.from_pretrained(folder).state_dict() for folder in folders]
-    torch.testing.assert_close(*states, rtol=0, atol=2e-3)
-
-
 def test_packaged_models_are_small_and_know_no_path() -> None:
     files = [path for name in PAIRS for path in find(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LARGEST
