@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 import dsmooth
 from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
-from dsmooth.presets import preset
 from dsmooth.pretrained import is_model
 from dsmooth.pretrained.runs import (
     End,
@@ -74,53 +72,33 @@ def test_a_saved_network_is_the_same_network(tmp_path: Path) -> None:
     refuses("`image_size` must be a height", model.save_pretrained, tmp_path / "one")
 
 
-def save(kind: str, folder: Path, number: int) -> None:
-    """Save a pair whose weights and settings both have the number, or its noisy model as a run."""
+def save(folder: Path, number: int) -> None:
+    """Save a pair whose weights and settings both have the number."""
     pair = tiny_pair()
     pair.smoothing = dsmooth.GaussianSmoothing(0.5 + number)
     for model in (pair.noisy, pair.denoiser):
         torch.nn.init.constant_(model.head.bias, number)
-    if kind == "run":
-        config = preset("mnist-quick", "noisy", scale=0.5 + number)
-        config = replace(config, model=pair.noisy.config)
-        RunFolder(folder).write_model(pair.noisy, config, (8, 8))
-    else:
-        pair.save_pretrained(folder, name="a test")  # or the folder, in its card
+    pair.save_pretrained(folder, name="a test")  # or the folder, in its card
 
 
-def read(kind: str, folder: Path) -> set[float]:
-    """The numbers in a folder: one of a whole save, two of a mixture, none if refused."""
-    if kind == "pair":
-        pair = read_pair(folder)
-        models, scale = [pair.noisy, pair.denoiser], pair.smoothing.scale
-    else:
-        try:
-            models = [dsmooth.load(folder).model]
-        except ValueError:  # its scale differs
-            return set()
-        scale = RunFolder(folder).read_weights()[1].scale
-    return {scale - 0.5, *(value for model in models for value in model.head.bias.tolist())}
-
-
-@pytest.mark.parametrize("kind", ["pair", "run"])
-def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path: Path, kind: str) -> None:
+def test_a_save_that_ends_anywhere_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     """Killed at any change of a file; and the next save leaves nothing over."""
     saved = tmp_path / "saved"
-    save(kind, saved, 0)
+    save(saved, 0)
     files = contents(saved)
-    states = states_of_kills(lambda: save(kind, saved, 1), saved)
+    states = states_of_kills(lambda: save(saved, 1), saved)
     for number, state in enumerate(states):
         folder = as_killed(tmp_path / str(number), state)
-        numbers = read(kind, folder)
-        # Weights of a run are refused until its settings follow.
-        assert numbers in [{0}, {1}] or (kind == "run" and not numbers)
-        save(kind, folder, 0)
+        pair = read_pair(folder)
+        biases = torch.cat([pair.noisy.head.bias, pair.denoiser.head.bias])
+        numbers = {pair.smoothing.scale - 0.5, *biases.tolist()}
+        assert numbers in [{0}, {1}]
+        save(folder, 0)
         assert contents(folder) == files
     assert numbers == {1}
     assert len(states) > 3  # two of each file
-    if kind == "pair":
-        with lock_folder(folder, "someone"):
-            refuses("another process that saves weights is at work", save, "pair", folder, 0)
+    with lock_folder(folder, "someone"):
+        refuses("another process that saves weights is at work", save, folder, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
