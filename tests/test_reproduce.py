@@ -212,7 +212,6 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     assert str(reported) not in (reported / "results.json").read_text()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("stage", [None, "samples", "frechet"])
 def test_only_a_stage_whose_file_was_deleted_is_repeated(given, again, stage) -> None:
     before, results = stamps(again), (again / "results.json").read_bytes()

@@ -61,7 +61,6 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
     assert again.plain is None
 
 
-@pytest.mark.quick
 def test_a_plain_model_is_scored_without_a_pair(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +82,6 @@ def test_a_plain_model_is_scored_without_a_pair(
         assert len(both.pair.weights_sha256) == 2
 
 
-@pytest.mark.quick
 def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) -> None:
     """The folder of the training gives its held-out images, however it is spelled."""
     shutil.copytree("images", "others/cat")
