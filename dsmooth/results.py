@@ -1,13 +1,11 @@
 """Results of every measure, as frozen dataclasses that files hold as JSON (dsmooth/work.py).
 
-Tables, the report and the cards are functions of these types. An `error` is a standard error; it is
-None where a single image gives none.
+An `error` is a standard error; it is None where a single image gives none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from .config import ProbeSettings
@@ -31,8 +29,8 @@ class MeasuredImages:
 class Convention:
     """One number in bits/dim and its meaning.
 
-    error: over images. repeat_error: of the mean, over the draws of noise, None for fewer than
-    ten. comparable: with discrete bits/dim of the literature.
+    error: over images. repeat_error: over the draws of noise, None for fewer than ten.
+    comparable: with discrete bits/dim of the literature.
     """
 
     name: str
@@ -47,9 +45,8 @@ class Convention:
 class Terms:
     """Terms of the bound in bits/dim, averaged over images and draws.
 
-    noisy, smoothing: -log2 p(x~) / d and log2 q(x~ | x) / d of a pair, None for a plain model.
-    discretized, continuous: of the clean image, by either likelihood, None where the model has no
-    density.
+    noisy, smoothing: -log2 p(x~) / d and log2 q(x~ | x) / d of a pair. discretized, continuous: of
+    the clean image, by either likelihood. None for what the model has not.
     """
 
     discretized: float
@@ -65,8 +62,7 @@ class Bits:
     value, error: in the likelihood that the model was trained with. n_noise: draws of x~ per image.
     dimensions: sub-pixels of an image. clean_noise: standard deviation of the noise on the target
     of a density. classes: "given" for bits/dim given the class of each image, "hidden" where the
-    images have no labels of the model's classes, so that it saw none. weights_sha256:
-    of the networks.
+    model saw none, as no image has a label of its classes. weights_sha256: of the networks.
     """
 
     likelihood: Literal["discretized", "continuous"]
@@ -104,8 +100,7 @@ class Difference:
 class BitsResult:
     """Bits/dim of models, by "pair" and "plain". seed: of the noise.
 
-    difference: of the pair minus the plain model, None for one of them, and if only one is given
-    the classes.
+    difference: of both; None for one of them, and if only one is given the classes.
     """
 
     data: MeasuredImages
@@ -160,11 +155,9 @@ class Extractor:
 
 @dataclass(frozen=True)
 class FidelityScores:
-    """Scores by torch-fidelity; None for those that cannot be computed.
+    """Scores by torch-fidelity (`fidelity_scores`); None for those that cannot be computed.
 
-    kernel_distance: squared maximum mean discrepancy, mean and standard deviation over subsets.
-    precision, recall: fractions in 0 .. 1. inception_score: at least 1, mean and standard deviation
-    over parts.
+    Deviations are over subsets and parts; precision and recall are fractions in 0 .. 1.
     """
 
     kernel_distance: float | None = None
@@ -177,10 +170,9 @@ class FidelityScores:
 
 @dataclass(frozen=True)
 class Distance:
-    """A set of images against the reference: squared Fréchet distance in feature space.
+    """A set of images against the reference: squared Fréchet distance, and its error over images.
 
-    error: over the images, by the bootstrap. black: share of pixels that are black in every colour.
-    scores: None without torch-fidelity.
+    black: share of pixels that are black in every colour. scores: None without torch-fidelity.
     """
 
     value: float
@@ -198,9 +190,9 @@ FLOOR = "real"
 class FrechetResult:
     """Sets of images against one reference of real images.
 
-    name: FID, or the name of the Fréchet distance with this extractor. dimension: of its features.
-    n_reference: images of the reference, None if unknown. distances: by the name of the set, with
-    the floor under "real". warnings: sentences that belong to the numbers.
+    dimension: of the features. n_reference: images of the reference, None if unknown. distances: by
+    the name of the set, with the floor under "real". warnings: sentences that belong to the
+    numbers.
     """
 
     name: str
@@ -210,19 +202,13 @@ class FrechetResult:
     distances: dict[str, Distance]
     warnings: tuple[str, ...] = ()
 
-    def leave_out(self, counts: Mapping[str, int]) -> FrechetResult:
-        """This result of sets without so many images that had infinite values."""
-        words = "with infinite values were left out"
-        notes = (f"{count:,} {name} {words}" for name, count in counts.items() if count)
-        return replace(self, warnings=(*self.warnings, *notes))
-
 
 @dataclass(frozen=True)
 class ProbeScore:
     """A linear probe: fractions of the test and training images that it classifies correctly.
 
-    error: of the accuracy. features: dimension of its input. held_out: accuracy on the last sixth
-    of the training images, after training on the others.
+    features: dimension of its input. held_out: accuracy on the last sixth of the training images,
+    after training on the others.
     """
 
     accuracy: float

@@ -42,9 +42,8 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import find
 from dsmooth.pretrained.runs import RunFolder, Step, entry_line
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
-from dsmooth.report.page import grid
 from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
-from dsmooth.report.sections import TITLES, settings_table
+from dsmooth.report.sections import TITLES, grid, settings_table
 from dsmooth.results import COMPARABLE, FLOOR, BitsResult, BlockScores, ProbeResult, bits_table
 from dsmooth.sampling.request import Request
 from dsmooth.text import Table, render

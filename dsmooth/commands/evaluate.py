@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -96,7 +97,9 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         sets[FLOOR] = choose_images(floor, len(samples.images))
     with progress("comparing images", sum(map(len, sets.values()))):
         result = compare_images(sets, reference, seed=options.seed)
-    result = result.leave_out({"samples": samples.diverged})
+    if samples.diverged:
+        note = f"{samples.diverged:,} samples with infinite values were left out"
+        result = replace(result, warnings=(*result.warnings, note))
     print_comparison(result, samples.source, source)
     request = {
         "samples": samples.source,

@@ -29,10 +29,8 @@ EVALUATION_MINUTES = 0.4
 def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> int:
     """Run `dsmooth reproduce`: train, or load models; then run the stages that are not done.
 
-    Writes a run folder for each model that it trains, the files of the stages, results.json with
-    all numbers, and report.html. runs: the models to train, by default those of the options.
-    Returns the exit status: 0, or 128 + the signal's number if training was stopped; the same call
-    then resumes.
+    runs: the models to train, by default those of the options. Returns the exit status: 0, or 128 +
+    the signal's number if training was stopped; the same call then resumes.
     """
     out, execution = options.out, options.execution
     check_writable(out / "report.html")
@@ -62,8 +60,8 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         stages = Stages(out, models, train_set, test_set, choices)
         check_images(models.pair, stages.test_set)
         pictures = stages.draw_all()
-        name = f"models that {'were given' if options.models else 'come with dsmooth'}"
-        name = options.preset or DEFAULT_PRESET if runs else name
+        given = "models that were given" if options.models else "models that come with dsmooth"
+        name = options.preset or DEFAULT_PRESET if runs else given
         record.result = stages.report(name, pictures)
         record.write()
     write_report(out / "report.html", record.result, pictures)

@@ -32,10 +32,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """A finished run: images seen, seconds of training, bits/dim of held-out images at the end.
-
-    loss: what these bits/dim are.
-    """
+    """A finished run: images seen, seconds of training, held-out bits/dim at the end by `loss`."""
 
     images: int
     seconds: float
@@ -57,9 +54,9 @@ class ModelSummary:
 class Report:
     """All numbers of a reproduction.
 
-    name: of the settings or models. data, embedded: the data set, and whether it is the MNIST
-    subset inside the package. diverged: number of images with infinite values, by kind of picture.
-    frechet: None without an extractor for these images. probes: None for images without labels.
+    name: of the settings or models. embedded: whether the data are the MNIST subset inside the
+    package. diverged: images with infinite values, by kind of picture. frechet: None without an
+    extractor for these images. probes: None for images without labels.
     """
 
     name: str
@@ -80,12 +77,11 @@ class Report:
 
 def describe_model(role: Role, models: Loaded, test_set: ImageDataset) -> ModelSummary:
     """A model's settings and size, and its training if the run is finished."""
-    network, run = models.networks[role], models.runs.get(role)
+    network, run, noise = models.networks[role], models.runs.get(role), models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
     if run is None:
-        smoothing = models.pair.smoothing
-        noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
-        return ModelSummary(parameters, flatten({"model": asdict(network.config), **noise}))
+        known = {"model": asdict(network.config), "smoothing": noise.kind, "scale": noise.scale}
+        return ModelSummary(parameters, flatten(known))
     config = run.read_config()[0]
     settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
     training, record = None, network.record

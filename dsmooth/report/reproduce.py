@@ -1,4 +1,4 @@
-"""The paper's experiments in one folder: models, stages that keep their results, one report."""
+"""The paper's experiments in one folder: stages that keep their results, and their report."""
 
 from __future__ import annotations
 
@@ -51,11 +51,10 @@ PROBES = ProbeSettings(train_images=1000, test_images=250)
 class Choices:
     """What is measured, in addition to the models and the images.
 
-    count: samples of each kind; the first are shown, all are compared with real images.
-    scored_images: held-out images whose bits/dim are measured, by n_noise draws of x~ each.
-    extractor: as `make_extractor` takes it; auto: the package's classifier for MNIST, none for
-    other data. precision: of networks, as of `dsmooth sample`; "auto" also computes the features
-    of probes in bfloat16 where the device is fast at it.
+    count: samples of each kind. scored_images: held-out images whose bits/dim are measured, by
+    n_noise draws of x~ each. extractor: as `make_extractor` takes it; auto: the package's
+    classifier for MNIST, none for other data. precision: of networks, as of `dsmooth sample`; also
+    of the features of probes.
     """
 
     # The error of the Fréchet distance doubles from 1,000 to 500, and hardly grows to 700.
@@ -96,7 +95,7 @@ class Stages:
     """The experiments with loaded models, each with its file in one folder.
 
     A stage whose file is there is not computed again; ValueError names what differs in a file of
-    other models, images or choices. Under torchrun all processes call the methods together.
+    other models, images or choices.
     """
 
     folder: Path
@@ -143,18 +142,14 @@ class Stages:
     def obtain(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """The result in NAME.json, else what `compute` gives."""
         record = Record(self.folder / f"{name}.json", self.request, type(None), kind)
-        with (
-            progress(name.replace("_", " "), 1, "stages")
-            if record.result is None
-            else nullcontext()
-        ):
+        with nullcontext() if record.result else progress(name.replace("_", " "), 1, "stages"):
             return record.obtain(compute)
 
     def draw_all(self) -> dict[str, Tensor]:
         """Samples, and held-out images denoised, (N, C, H, W) by name.
 
-        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ underlies the first
-        three. Names with "held-out" are of test images, with noise, and denoised.
+        "noisy", "two-step", "single-step" and "plain" are samples, the first three of the same x~.
+        Names with "held-out" are of test images, with noise, and denoised.
         """
         # A kill leaves images, of which the record says what they are of.
         record = Record(self.folder / "samples.json", self.request, type(None), type(None))
@@ -177,9 +172,8 @@ class Stages:
         for prefix, request, x_tilde in (("", drawn, noisy), ("held-out-", held_out, noised)):
             for method in methods:
                 name, x_tilde = f"{prefix}{method}", x_tilde.to(models.device)
-                pictures[name] = self.draw(
-                    name, replace(request, method=method, x_tilde=x_tilde), pair
-                )
+                given = replace(request, method=method, x_tilde=x_tilde)
+                pictures[name] = self.draw(name, given, pair)
         if models.plain is not None:
             pictures["plain"] = self.draw("plain", drawn, models.plain)
         return pictures
@@ -206,8 +200,8 @@ class Stages:
         return self.obtain("bits_per_dim", BitsResult, partial(measure, self.models, data))
 
     def compare(self, pictures: Mapping[str, Tensor]) -> FrechetResult | None:
-        """Fréchet distances to the training images: of samples, of equally many test images, and of
-        held-out training images, which are the floor. None without an extractor for the images."""
+        """Fréchet distances to the training images: of samples, of as many test images, and of
+        held-out training images, the floor. None without an extractor for the images."""
         samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
         name, train_set, classes = self.choices.extractor, self.train_set, self.models.classes
         if name == "auto" and train_set.name == "mnist":
@@ -217,8 +211,8 @@ class Stages:
 
         def compute() -> FrechetResult:
             count = max(map(len, samples.values()))
-            # As evenly as the samples: these have equally many of each class of the models, which
-            # may be classes of the images, or groups of about equal size.
+            # As evenly as the samples, which have equally many of each class of the models: classes
+            # of the images, or groups of about equal size.
             labels = train_set.labels if classes else None
             held_out = choose_evenly(
                 torch.zeros(len(train_set)) if labels is None else labels,
@@ -231,23 +225,22 @@ class Stages:
             with portion(0.2):
                 network = make_extractor(name, device=self.models.device)
                 real = Reference.of(train_set.images[others], network)
-            # Only the statistics: scores by features of the real images take longer than the rest.
+            # Scores by features of the real images would take longer than the rest.
             with portion(0.8):
-                result = compare_images(sets, replace(real, features=None))
-            return result.leave_out({k: len(pictures[k]) - len(x) for k, x in samples.items()})
+                return compare_images(sets, replace(real, features=None))
 
         return self.obtain("frechet", FrechetResult, compute)
 
     def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""
         fast = self.choices.precision == "auto" and has_fast_bfloat16(self.models.device)
-        # With 500 + 500 images, five of the noisy model's seven probes were as accurate in
-        # bfloat16. Two differed by one image.
+        # With 500 + 500 images, five of seven probes were as accurate in bfloat16; two differed by
+        # one image.
         precision = "bfloat16" if fast else self.choices.precision
-        sets, path = (self.train_set, self.test_set), self.folder / "probes.json"
+        pair, path, settings = self.models.pair, self.folder / "probes.json", self.choices.probes
         with progress("probes", 4, "networks"):
             return probe_pair(
-                self.models.pair, *sets, self.choices.probes, path, precision=precision
+                pair, self.train_set, self.test_set, settings, path, precision=precision
             )
 
 

@@ -1,25 +1,29 @@
-"""The sections of report.html: figures and tables of a report, under fixed captions."""
+"""The page report.html: figures and tables of a report under fixed captions, in one file with
+pictures inline, without script or network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from .._extension import __version__
+from ..data.pictures import grid_png
 from ..evaluate.probe import best_probe
-from ..results import (
-    COMPARABLE,
-    BitsResult,
-    FrechetResult,
-    ProbeResult,
-    bits_table,
-)
-from ..text import Table, decimals, percent
+from ..files import write_atomically
+from ..results import COMPARABLE, BitsResult, FrechetResult, ProbeResult, bits_table
+from ..text import Table, decimals, escape_control, percent, render
 from .contents import ModelSummary, Report
-from .page import Figure, Section, grid, write_page
 from .plots import probe_png, receptive_png
 
+TEMPLATE = Path(__file__).with_name("page.html")
+MIN_WIDTH = 600  # pixels of a grid
 SHOWN = 64  # samples of a grid
 TITLES = {
     "noisy": "Noisy model",
@@ -89,6 +93,30 @@ SETTINGS = (
 )
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A picture as PNG, with its title and caption."""
+
+    png: bytes
+    title: str
+    text: str
+
+    @property
+    def source(self) -> str:
+        """The address of the picture's own data."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures, tables and the words below them, in which `backquotes` mark code."""
+
+    title: str
+    text: str
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
 def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> None:
     """Write the page of a report to `path`; a section without numbers is left out.
 
@@ -102,26 +130,40 @@ def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> 
     shown = [name for name in DENOISED if name in pictures]
     rows = "; ".join(DENOISED[name] for name in shown)
     denoising = Figure(grid(*(pictures[name] for name in shown)), "Rows from top to bottom", rows)
+    reach = report.receptive_fields
     fields = [
         Figure(
-            receptive_png(report.receptive_fields, name),
+            receptive_png(reach, name),
             FIELDS[name],
-            f"Of {report.receptive_fields.causal} earlier pixels {field.reached} are reached and "
-            f"{field.blind_spot} are not; of the later pixels {field.leaks} are.",
+            f"Of {reach.causal} earlier pixels {field.reached} are reached and {field.blind_spot} "
+            f"are not; of the later pixels {field.leaks} are.",
         )
-        for name, field in report.receptive_fields.networks.items()
+        for name, field in reach.networks.items()
     ]
     made = models_table(report.models), settings_table(report.models), facts(report)
     sections = (
-        Section("Samples", SAMPLES_TEXT, samples, layout="samples"),
-        Section("Denoising", DENOISING_TEXT, [denoising], layout="wide"),
+        Section("Samples", SAMPLES_TEXT, samples),
+        Section("Denoising", DENOISING_TEXT, [denoising]),
         Section("Bits per dimension", BITS_TEXT, tables=bits_tables(report.bits)),
         Section("Fréchet distance", FRECHET_TEXT, tables=frechet_tables(report.frechet)),
         Section("Linear probes", PROBES_TEXT, *probes(report.probes)),
         Section("Receptive fields", FIELDS_TEXT, fields),
         Section("How this was made", MADE_TEXT, tables=made),
     )
-    write_page(path, f"Distribution smoothing on {report.data}", INTRO, sections)
+    kept = [section for section in sections if section.figures or section.tables]
+    title = f"Distribution smoothing on {report.data}"
+    page = render(TEMPLATE, title=title, intro=INTRO, sections=kept, version=__version__)
+    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
+    page = page.replace(" | ", "\u00a0|\u2060\u00a0")
+    page = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", page)  # the minus sign of a number
+    write_atomically(path, escape_control(page).encode())
+
+
+def grid(*rows: Tensor) -> bytes:
+    """A grid as PNG, sharp on a dense screen: one batch in a square, or several a row each."""
+    x = torch.cat(rows)
+    columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1
+    return grid_png(x, columns=columns, zoom=max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3]))))
 
 
 def bits_tables(result: BitsResult) -> list[Table]:
@@ -206,12 +248,8 @@ def settings_table(models: Mapping[str, ModelSummary]) -> Table:
             None if role == "plain" and name in NOISE else model.settings.get(name)
             for role, model in models.items()
         )
-        rows.append(
-            [
-                name,
-                *("–" if x is None else f"{x:g}" if type(x) is float else str(x) for x in values),
-            ]
-        )
+        cells = ("–" if x is None else f"{x:g}" if type(x) is float else str(x) for x in values)
+        rows.append([name, *cells])
     return Table(["Setting", *models], rows)
 
 
