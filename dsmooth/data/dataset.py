@@ -195,6 +195,17 @@ class ImageDataset:
             return False
         return any(self.class_names[number] in names for number in self.labels.unique().tolist())
 
+    def labels_for(self, classes: Classes | None) -> Tensor | None:
+        """The labels (N,) int64 for a model with `classes`, None for one without.
+
+        They are -1, no class, where no image is of any of its classes. Raises SettingError if only
+        some images are of its classes.
+        """
+        if classes is None:
+            return None
+        known = self.has_classes(classes.names)
+        return self.labels_of(classes.names) if known else torch.full((len(self),), -1)
+
     def classes(self, dropout: float = 0.0) -> Classes:
         """The classes that have images, with their shares, and the label dropout of a training."""
         counts = self.known_labels("classes").bincount(minlength=len(self.class_names))

@@ -21,9 +21,8 @@ class Classification:
     """Images classified by the likelihoods of their classes, log p(x | label).
 
     log_likelihoods: of every image (rows) and class (columns), (N, K) float64, nats; for a pair a
-    bound. accuracy, error: the fraction of images whose likeliest class is the true one, and its
-    standard error. bits_given_class, bits_of_mixture: the means of -log2 p(x | true label) / d and
-    -log2 p(x) / d, by the mixture of the classes, which the model draws from.
+    bound. accuracy, error: of the likeliest class. bits_given_class, bits_of_mixture: the means of
+    -log2 p(x | true label) / d and -log2 p(x) / d, by the mixture that the model draws from.
     """
 
     log_likelihoods: Tensor

@@ -1,9 +1,8 @@
 """Labels that images give themselves: clusters of equal size of a noisy model's features.
 
 An image's features are the streams of all blocks for the clean image, averaged over parts of each
-map and whitened along their leading principal components. k-means makes the clusters. A price on
-each, which rises while it has too many members, makes them equally large, so that the prior of the
-classes is uniform (docs/math.md, section 9).
+map and whitened along their leading principal components. k-means makes the clusters, and a price
+on each makes them equally large (docs/math.md, section 9).
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from ..work import batches, map_parts
 from .probe import CALL_IMAGES, hidden_label, joined_features
 
 # Principal components of the features, the least number of images for each, and images that they
-# are computed from, since the features of all would fill the memory.
+# are computed from: the features of all would fill the memory.
 COMPONENTS, IMAGES_PER_COMPONENT, FITTED_IMAGES = 50, 10, 20_000
-# k-means: starts, of which the closest clusters are taken; rounds of a start; and steps of the
-# prices in a round and after the last one.
+# k-means: starts, rounds of a start, and steps of the prices in a round and after the last one.
 STARTS, ROUNDS, PRICE_STEPS, LAST_PRICE_STEPS = 10, 40, 20, 60
 
 
@@ -44,28 +42,20 @@ class Clusters:
 
     @torch.no_grad()
     def labels(self, model: PixelCNNpp, images: ImageDataset) -> Tensor:
-        """The cluster of each image: (N,) int64. Other images than those that were clustered may
-        be spread unevenly."""
+        """The cluster of each of other images, which may be spread unevenly: (N,) int64."""
         features = _features(model, images, torch.arange(len(images)))
-        z = torch.cat([self.whiten(rows) for rows in features])
+        z = torch.cat([*map(self.whiten, features)])
         return _costs(z, self.centres, self.prices).argmin(1)
 
 
-def cluster(
-    model: PixelCNNpp,
-    images: Sized,
-    n_clusters: int,
-    *,
-    seed: int = 0,
-) -> Tensor:
+def cluster(model: PixelCNNpp, images: Sized, n_clusters: int, *, seed: int = 0) -> Tensor:
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
     model: a model without context, such as the noisy model of a pair; of one with classes the
-    features are those of no class. images: as `dsmooth.data.own_images` takes them, of the model's
-    channels. The clusters have N / n_clusters members, to within one or two. The labels
-    are a function of the model, the images, their order and the seed.
-    Raises ValueError for an argument that does not fit, and for a model with context;
-    ArithmeticError for features that are not finite.
+    features are those of no class. images: as `dsmooth.data.own_images` takes them. The clusters
+    have N / n_clusters members, to within one or two; they are a function of the model, the images,
+    their order and the seed. Raises ValueError for an argument that does not fit, and for a model
+    with context; ArithmeticError for features that are not finite.
     """
     return find_clusters(model, own_images(images), n_clusters, seed=seed)[1]
 
@@ -92,11 +82,7 @@ def cluster_splits(
 
 @torch.no_grad()
 def find_clusters(
-    model: PixelCNNpp,
-    images: ImageDataset,
-    n_clusters: int,
-    *,
-    seed: int = 0,
+    model: PixelCNNpp, images: ImageDataset, n_clusters: int, *, seed: int = 0
 ) -> tuple[Clusters, Tensor]:
     """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
     n = len(images)
@@ -108,7 +94,14 @@ def find_clusters(
     rest = torch.ones(n, dtype=torch.bool).index_fill(0, fitted, False).nonzero()[:, 0]
 
     with portion(len(fitted) / n):
-        whiten, z = _fit_whitening(_features(model, images, fitted), len(fitted), seed)
+        features = torch.empty(0)  # held once, for they are most of the memory
+        done = 0
+        for rows in _features(model, images, fitted):
+            features = features if done else rows.new_empty(len(fitted), rows.shape[1])
+            features[done : done + len(rows)] = rows
+            done += len(rows)
+    whiten, z = _fit_whitening(features, seed)
+    del features
     with portion(len(rest) / n):
         parts = [z, *map(whiten, _features(model, images, rest))]
     z = torch.cat(parts)[torch.cat([fitted, rest]).argsort()]
@@ -136,21 +129,9 @@ def _features(model: PixelCNNpp, images: ImageDataset, indices: Tensor) -> Itera
     return map_parts(features_of, batches(len(indices), CALL_IMAGES), in_threads=in_threads)
 
 
-def _fit_whitening(
-    parts: Iterator[Tensor], n: int, seed: int
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The projection of features (B, D) to (B, d) that whitens n features, and these whitened.
-
-    parts: the features, part by part. They are held once, for they are most of the memory.
-    """
-    features = torch.empty(0)
-    done = 0
-    for rows in parts:
-        if not done:
-            features = rows.new_empty(n, rows.shape[1])
-        features[done : done + len(rows)] = rows
-        done += len(rows)
-    size = features.shape[1]
+def _fit_whitening(features: Tensor, seed: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The projection (B, D) -> (B, d) that whitens features (n, D), which it changes, and them."""
+    n, size = features.shape
     dimensions = max(1, min(COMPONENTS, n // IMAGES_PER_COMPONENT, size))
     mean = features.mean(0)
     features -= mean
@@ -197,11 +178,8 @@ def _equal_clusters(z: Tensor, k: int, generator: torch.Generator) -> tuple[floa
 
 
 def agreement(clusters: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Purity and normalized mutual information of clusters (N,) and labels (N,), int64.
-
-    Purity is the share of images whose label is the most frequent one of their cluster. The mutual
-    information is divided by the mean of both entropies.
-    """
+    """Purity, the share of images with the most frequent label of their cluster, and mutual
+    information over the mean of both entropies, of clusters (N,) and labels (N,), int64."""
     counts = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1, dtype=torch.float64)
     counts.index_put_((clusters, labels), counts.new_ones(()), accumulate=True)
     joint = counts / counts.sum()

@@ -28,10 +28,10 @@ SUBSETS, SUBSET_SIZE, SUBSET_SEED, SPLITS, NEIGHBOURS = 100, 1000, 2020, 10, 3
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images to compare with, as the `extractor` sees them.
+    """Real images to compare with, as the `extractor` sees them: statistics of their features.
 
-    statistics: of their features. features: (M, D), None if unknown: then there is no kernel
-    distance, precision or recall. image_shape: (C, H, W), None if unknown.
+    features: (M, D), None if unknown: then there is no kernel distance, precision or recall.
+    image_shape: (C, H, W), None if unknown.
     """
 
     extractor: FeatureExtractor
@@ -50,9 +50,9 @@ class Reference:
 
 
 def read_reference(path: Path) -> Tensor | FeatureStatistics:
-    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`.
+    """Real images, bytes (N, C, H, W), of a file or folder; grey ones have one channel.
 
-    Images are bytes (N, C, H, W), grey ones that are kept as RGB with one channel.
+    Their statistics instead if a .npz has `mu` and `sigma`.
     """
     if path.suffix == ".npz" and {"mu", "sigma"} <= read_npz(path).keys():
         return FeatureStatistics.load(path)
@@ -66,8 +66,7 @@ def compare_images(
 
     sets: bytes (N, C, H, W), N >= 2, by name; grey ones may be stored as RGB. "real" are images of
     the data that are not in the reference: their distance, the floor, is what a perfect model would
-    get with as many samples. seed: of the bootstrap. Features of all images of a set are kept in
-    memory: 4 N D bytes.
+    get with as many samples. seed: of the bootstrap. Memory: 4 N D bytes, the features of a set.
 
     Raises ValueError for images of another shape, and for statistics of another dimension.
     """
@@ -77,30 +76,22 @@ def compare_images(
     for images in sets.values():
         check_tensor("images", images, ("N", *(wanted or "CHW")))
 
-    def distance(images: Tensor) -> Distance:
-        with portion(0.2):
-            features = extract_features(images, reference.extractor)
-        rows = features.features
-        check_tensor(f"features of {facts.name}", rows, ("N", len(real.mean)))
-        with portion(0.3):
-            value, error = distance_with_error(rows, real, seed=seed)
-        with portion(0.5):
-            scores = fidelity_scores(features, reference.features) if has_fidelity() else None
-        return Distance(value, error, len(images), black_share(images), scores=scores)
-
-    distances = {}
+    distances, share = {}, 1 / len(sets)
     for name, images in sets.items():
-        if name != FLOOR or len(images) > 1:
-            with portion(1 / len(sets)):
-                distances[name] = distance(images)
-    return FrechetResult(
-        name=facts.distance_name,
-        extractor=facts,
-        dimension=len(real.mean),
-        n_reference=real.count,
-        distances=distances,
-        warnings=tuple(warn(sets, real)),
-    )
+        if name == FLOOR and len(images) == 1:
+            continue
+        with portion(0.2 * share):
+            features = extract_features(images, reference.extractor)
+        rows, scores = features.features, None
+        check_tensor(f"features of {facts.name}", rows, ("N", len(real.mean)))
+        with portion(0.3 * share):
+            value, error = distance_with_error(rows, real, seed=seed)
+        with portion(0.5 * share):
+            if has_fidelity():
+                scores = fidelity_scores(features, reference.features)
+        distances[name] = Distance(value, error, len(images), black_share(images), scores)
+    name, warnings = facts.distance_name, tuple(warn(sets, real))
+    return FrechetResult(name, facts, len(real.mean), real.count, distances, warnings)
 
 
 def black_share(images: Tensor) -> float:
@@ -110,15 +101,11 @@ def black_share(images: Tensor) -> float:
 
 def warn(sets: Mapping[str, Tensor], reference: FeatureStatistics) -> Iterator[str]:
     """Sentences on too few images, once for each number of them, and on an unknown reference."""
-    d = len(reference.mean)
-    counts = {len(images): "samples" for name, images in sets.items() if name != FLOOR}
-    n_floor = len(sets.get(FLOOR, ()))
-    for count, name in (
-        *counts.items(),
-        (reference.count or 0, "real images"),
-        (n_floor, "images of the floor"),
-    ):
-        if 0 < count < d:
+    d, n_floor = len(reference.mean), len(sets.get(FLOOR, ()))
+    counts = dict.fromkeys(len(images) for name, images in sets.items() if name != FLOOR)
+    kinds = [(count, "samples") for count in counts]
+    for count, name in (*kinds, (reference.count, "real images"), (n_floor, "images of the floor")):
+        if count and count < d:
             yield f"{count:,} {name} are fewer than the {d:,} features: the distance is biased up"
     others = [n for n in counts if n != n_floor]
     if n_floor == 1:
@@ -143,12 +130,11 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
 
     real: features (M, D) of real images, None if these are not known. Needs torch-fidelity.
 
-    kernel_distance: see there. precision, recall: fractions of the samples near real images, and of
-    real images near samples. An image is near a set if it is as near to one of its images as that
-    one's third-nearest neighbour in the set (Kynkäänniemi et al., NeurIPS 2019). At most as many
-    real images as samples are taken, in a fixed random order; there must be four. inception_score:
-    exp E[KL(p(y | x) || p(y))] over the classes y, mean and deviation over ten parts (Salimans et
-    al., 2016).
+    precision, recall: fractions of the samples near real images, and of real images near samples:
+    as near to one of them as its third-nearest neighbour among them (Kynkäänniemi et al., NeurIPS
+    2019). At most as many real images as samples are taken, in a fixed random order; there must be
+    four. inception_score: exp E[KL(p(y | x) || p(y))] over the classes y, mean and deviation over
+    ten parts (Salimans et al., 2016).
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -161,9 +147,8 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
         if min(len(x), len(y)) > NEIGHBOURS:
             y = y[epoch_order(len(y), 0, 0)[: len(x)]]
             # 1,000 rows of a matrix of distances at a time: of 50,000 columns that is 0.4 GB.
-            near = prc_features_to_metric(
-                x, y, prc_batch_size=1000, save_cpu_ram=True, verbose=False
-            )
+            settings = {"prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
+            near = prc_features_to_metric(x, y, **settings)
             scores |= {name: near[name] for name in ("precision", "recall")}
     if samples.logits is not None:
         score = isc_features_to_metric(samples.logits, splits=min(SPLITS, len(samples.logits)))
@@ -176,8 +161,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Squared maximum mean discrepancy of features (N, D) and (M, D) float64, N, M >= 2.
 
     By the kernel (x'y / D + 1)^3, unbiased; mean and deviation over 100 subsets of 1,000 images, or
-    of all if there are fewer. The subsets are those of torch-fidelity, whose numpy is slower and
-    takes threads of its own. Source: Binkowski et al., ICLR 2018.
+    of all if there are fewer, those of torch-fidelity. Source: Binkowski et al., ICLR 2018.
     """
     size, random = min(SUBSET_SIZE, len(x), len(y)), np.random.RandomState(SUBSET_SEED)
     subsets = [[random.choice(len(z), size, replace=False) for z in (x, y)] for _ in range(SUBSETS)]

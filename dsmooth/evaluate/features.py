@@ -54,8 +54,7 @@ class FeatureExtractor:
 class MnistClassifier(nn.Module):
     """Four convolutions and one hidden layer, each with ReLU; then a linear layer.
 
-    The hidden layer, (B, 128), is what Fréchet distances compare; it is scaled to a mean variance
-    of 1 on training images. 192,970 parameters.
+    Fréchet distances compare the hidden layer, scaled to a mean variance of 1 on training images.
     """
 
     def __init__(self) -> None:
@@ -85,9 +84,7 @@ def make_extractor(
 
     network: "mnist-classifier", the package's; a name that torch-fidelity has registered, such as
     "inception-v3-compat" (needs the extra "fid"); or a module, which gets (B, C, H, W) float32 in
-    [-1, 1] and returns features (B, D), or features and class logits (B, K). A module is copied as
-    it is now; it keeps its own mode, gradients and device.
-
+    [-1, 1] and returns features (B, D), or features and class logits (B, K), and is copied.
     Raises ValueError, ImportError or ConnectionError, saying what to do.
     """
     if isinstance(network, nn.Module):
@@ -152,7 +149,6 @@ def _mnist_classifier() -> FeatureExtractor:
 
 def _registered(name: str) -> FeatureExtractor:
     """An extractor of torch-fidelity, by the layers that it takes for FID and Inception score."""
-    # The extra "fid".
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 

@@ -1,7 +1,6 @@
 """The Fréchet distance between two Gaussians, and the statistics of features that it compares.
 
-The distance of Heusel et al. (2017) is called FID only with the features of the 2015 Inception
-network; features.py has others.
+The distance of Heusel et al. (2017) is called FID only with features of the Inception network.
 """
 
 from __future__ import annotations
@@ -36,11 +35,9 @@ def frechet_distance(
     """||mean1 - mean2||^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), never negative.
 
     mean1, mean2: (D,); cov1, cov2: (D, D) symmetric positive semi-definite, of any rank. Arrays or
-    tensors of any real dtype; the computation is in float64 on the CPU.
-
-    With cov1 = A A' and cov2 = B B' the trace of the root is the sum of the singular values of
-    A' B. That needs no root of a product, whose rounding noise is what makes the textbook formula
-    fail for rank-deficient covariances.
+    tensors of any real dtype; the computation is in float64 on the CPU. With cov1 = A A' and cov2 =
+    B B' the trace of the root is the sum of the singular values of A' B, without the rounding noise
+    of a root of a product of rank-deficient covariances.
 
     Raises ValueError for wrong shapes, values that are not finite, and covariances that are not
     symmetric or have a negative eigenvalue. Source: Dowson & Landau (1982); Heusel et al. (2017).
@@ -58,11 +55,8 @@ def frechet_distance(
 def distance_with_error(
     features: Tensor, other: FeatureStatistics, *, seed: int = 0, repeats: int = BOOTSTRAPS
 ) -> tuple[float, float]:
-    """The Fréchet distance of features (N, D) to `other`, and its standard error over the N images.
-
-    The error is the standard deviation of the distances of `repeats` resamples of the images, drawn
-    with replacement as a function of the seed. ValueError for fewer than 2 images.
-    """
+    """The Fréchet distance of features (N, D), N >= 2, to `other`, and its standard error: the
+    standard deviation of `repeats` resamples, drawn with replacement by the seed."""
     generator, n = torch.Generator().manual_seed(seed), len(features)
     resamples = [torch.randint(n, (n,), generator=generator) for _ in range(repeats)]
 
@@ -111,10 +105,7 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean (D,) and covariance (D, D) of features, float64.
-
-    count: of images, None for a file that does not say.
-    """
+    """Mean (D,), covariance (D, D), float64, and number of features, None for that of a file."""
 
     mean: Tensor
     covariance: Tensor
@@ -124,9 +115,8 @@ class FeatureStatistics:
     def of_batches(cls, batches: Iterable[Tensor]) -> FeatureStatistics:
         """Statistics of features in batches (B, D), floating point, on any device; B may be 0.
 
-        Batches are merged by the update of Chan, Golub & LeVeque (1983). So batch size and order
-        matter to rounding only, and a large mean does not drown a small variance. Raises ValueError
-        for other shapes, values that are not finite, and fewer than 2 images.
+        By the update of Chan, Golub & LeVeque (1983) a large mean does not drown a small variance.
+        Raises ValueError for other shapes, values that are not finite, and fewer than 2 images.
         """
         count, mean = 0, torch.zeros((), dtype=torch.float64)
         scatter = mean  # the sum of outer products of deviations from the mean

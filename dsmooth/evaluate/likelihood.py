@@ -23,7 +23,6 @@ from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
 from ..machine import autocast
 from ..nn import PixelCNNpp
-from ..nn.condition import NO_CLASS
 from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -46,12 +45,11 @@ class Scores:
     """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
 
     discretized: log-probability of the bytes of the clean image, for a pair given x~. continuous:
-    its log-density in units of [-1, 1] by the same mixtures; None if the model was trained on
-    bytes: its density is not meaningful. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair;
-    None for a plain model, which has one row. dimensions: d, sub-pixels of an image. clean_noise:
-    standard deviation of the noise on the target of the density. classes: whether all is given the
-    class of the image, or no class ("hidden"). mixture: log-weights for the bytes by the
-    sum over the pair's classes, which the pair draws from; None where it was not computed.
+    its log-density in units of [-1, 1] by the same mixtures; None for a model of bytes. noisy,
+    smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one row.
+    dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
+    target of the density. classes: whether all is given the class of the image, or no class
+    ("hidden"). mixture: log-weights for the bytes by the sum over the pair's classes, if computed.
     """
 
     discretized: Tensor
@@ -81,14 +79,11 @@ class Scores:
         return Terms(**{k: float(self.bits(x).mean()) for k, x in nats if x is not None})
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
-        """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
-
-        The density of a model that was trained on bytes is the mass of each byte, spread evenly
-        over its 1 / 127.5.
-        """
+        """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N)."""
         image = self.discretized
         if likelihood == "continuous":
-            spread = self.discretized + self.dimensions * math.log(PER_UNIT)
+            # The mass of each byte, spread evenly over its 1 / 127.5.
+            spread = image + self.dimensions * math.log(PER_UNIT)
             image = spread if self.continuous is None else self.continuous
         if self.noisy is None or self.smoothing is None:
             return image
@@ -127,15 +122,13 @@ def conventions(scores: Scores) -> list[Convention]:
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_byte = density - scores.dimensions * math.log(PER_UNIT)
-    event, condition = "bytes", ""
-    if scores.classes == "given":
-        event, condition = "bytes | class", " given the class"
-    if scores.continuous is None:
-        density_words = "the mass of each byte spread evenly over it, in units of [-1, 1]"
-        byte_words = "the same per grey level, so the discrete number again"
-    else:
+    given = scores.classes == "given"
+    event = "bytes | class" if given else "bytes"
+    density_words = "the mass of each byte spread evenly over it, in units of [-1, 1]"
+    byte_words = "the same per grey level, so the discrete number again"
+    if scores.continuous is not None:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
-        density_words = f"density of {target}{condition} in units of [-1, 1]"
+        density_words = f"density of {target}{' given the class' * given} in units of [-1, 1]"
         byte_words = "the same per grey level; not a probability of bytes"
     if scores.noisy is None:
         rows = [row("discrete", discrete, f"exactly -log2 P({event}) / d")]
@@ -169,14 +162,12 @@ def standard_error(values: Tensor) -> float | None:
 
 
 def paired_difference(scores: Scores, other: Scores) -> Difference | None:
-    """Bits/dim that `scores` need more than `other` for the bytes of the same images.
-
-    None if only one of them is given the classes.
-    """
+    """Bits/dim that `scores` need more than `other` for the bytes of the same images; None if only
+    one of them is given the classes."""
     if (scores.classes == "given") != (other.classes == "given"):
         return None
-    bits, others = (s.bits(s.log_weights("discretized").mean(0)) for s in (scores, other))
-    difference = bits - others
+    bits = [s.bits(s.log_weights("discretized").mean(0)) for s in (scores, other)]
+    difference = bits[0] - bits[1]
     return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
 
 
@@ -196,19 +187,6 @@ def classes_of(model: SmoothedPair | PixelCNNpp) -> Classes | None:
     return model.classes if isinstance(model, SmoothedPair) else model.config.classes
 
 
-def labels_for_model(dataset: ImageDataset, classes: Classes | None) -> Tensor | None:
-    """The labels (N,) int64 for a model with `classes`, None for one without.
-
-    They are -1, no class, where no image is of any of its classes, such as clusters. Raises
-    ValueError if only some images are of its classes.
-    """
-    if classes is None:
-        return None
-    if dataset.has_classes(classes.names):
-        return dataset.labels_of(classes.names)
-    return torch.full((len(dataset),), NO_CLASS)
-
-
 def nats_of_images(
     model: SmoothedPair | PixelCNNpp,
     dataset: ImageDataset,
@@ -218,13 +196,13 @@ def nats_of_images(
 ) -> dict[str, Tensor]:
     """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
 
-    nats_of(batch, its labels for the model, index of its first image, row): one row of a batch
-    (B,), on the model's device. Raises ValueError for images, or labels, that are not the model's.
+    nats_of(batch, its labels, index of its first image, row): one row of a batch (B,), on the
+    model's device. Raises ValueError for images, or labels, that are not the model's.
     """
     check_number("batch_size", batch_size)
     check_number("images", len(dataset))
     check_images(model, dataset)
-    labels, device = labels_for_model(dataset, classes_of(model)), model.device
+    labels, device = dataset.labels_for(classes_of(model)), model.device
 
     def compute(part: tuple[range, int]) -> dict[str, Tensor]:
         batch, row = part
@@ -255,12 +233,11 @@ def score_pair(
 ) -> Scores:
     """Nats of images, each with `n_noise` draws of x~.
 
-    The noise of an image depends on (seed, its index, draw), so the result does not depend on
-    batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
-    density, 0.01 for a denoiser trained as the paper's. A pair with classes sees the images'
-    labels and bounds log p(x | label), or sees no class where the images' classes have
-    other names than its own. mixture: also bound log p(x) by the sum over its classes, as
-    `SmoothedPair.elbo` does without a label.
+    The noise of an image depends on (seed, its index, draw), so the result depends on batch_size to
+    rounding only. clean_noise: standard deviation of the noise on the target of the density, 0.01
+    for a denoiser trained as the paper's. A pair with classes sees the images' labels and bounds
+    log p(x | label), or no class where the images' classes have other names. mixture: also bound
+    log p(x) by the sum over its classes, as `SmoothedPair.elbo` does without a label.
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
@@ -290,7 +267,7 @@ def score_pair(
         return nats
 
     nats = nats_of_images(pair, dataset, nats_of, batch_size, rows=n_noise)
-    return _scores(nats, dataset, pair.classes, clean_noise if is_density else 0.0)
+    return _scores(nats, pair, dataset, clean_noise if is_density else 0.0)
 
 
 @torch.no_grad()
@@ -312,18 +289,17 @@ def score_plain(model: PixelCNNpp, dataset: ImageDataset, *, batch_size: int = 1
         params = model(x, label=label)
         return {form: _log_prob(model, x, params, form) for form in forms}
 
-    nats = nats_of_images(model, dataset, nats_of, batch_size)
-    return _scores(nats, dataset, model.config.classes)
+    return _scores(nats_of_images(model, dataset, nats_of, batch_size), model, dataset)
 
 
 def _scores(
     nats: dict[str, Tensor],
+    model: SmoothedPair | PixelCNNpp,
     dataset: ImageDataset,
-    classes: Classes | None,
     clean_noise: float = 0.0,
 ) -> Scores:
     seen: Literal["none", "given", "hidden"] = "none"
-    if classes is not None:
+    if (classes := classes_of(model)) is not None:
         seen = "given" if dataset.has_classes(classes.names) else "hidden"
     dimensions = dataset.images[0].numel()
     return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=seen)

@@ -21,8 +21,8 @@ HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
 # fewer than STEPS_PER_EPOCH steps.
 STEP_IMAGES = 100
 STEPS_PER_EPOCH = 10
-# A step of Adam moves every weight by about its rate, and so a sum over D scaled features by up to
-# about D / 2 rates: the rate that suits every D is this number over D.
+# A step of Adam moves every weight by about its rate, and so a sum over D features by up to about
+# D / 2 rates: the rate that suits every D is this number over D.
 STEP_OF_A_LOGIT = 3.0
 # torch.optim.Adam without the class, which imports torch's compiler and so takes two seconds.
 adam_step = partial(
@@ -49,15 +49,11 @@ def probe_features(
     """The accuracy of a linear classifier of labels 0 .. classes - 1 by features. N >= 2."""
     fit = partial(train_linear, classes=classes, seed=seed, device=device)
     accuracy, error, train_accuracy = fit(train, test, epochs=epochs)
-    features, labels = train
-    n = len(labels)
-    first = n - max(1, round(HELD_OUT * n))
-    held_out, _, _ = fit(
-        (features[:first], labels[:first]),
-        (features[first:], labels[first:]),
-        epochs=math.ceil(HELD_OUT_PASSES * epochs),
-    )
-    return ProbeScore(accuracy, error, train_accuracy, features.shape[1], held_out)
+    first = len(train[1]) - max(1, round(HELD_OUT * len(train[1])))
+    (x, last_x), (labels, last_labels) = ((part[:first], part[first:]) for part in train)
+    few = math.ceil(HELD_OUT_PASSES * epochs)
+    held_out, _, _ = fit((x, labels), (last_x, last_labels), epochs=few)
+    return ProbeScore(accuracy, error, train_accuracy, x.shape[1], held_out)
 
 
 def train_linear(
@@ -69,19 +65,15 @@ def train_linear(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[float, float, float]:
-    """Train on `train` by minibatch Adam for `epochs` passes and test on `test`.
+    """Accuracy on `test`, its standard error, and accuracy on `train`, after `epochs` passes.
 
-    The loss is the cross-entropy of softmax(W z + b). z are the features minus their mean over the
-    training images, scaled as `moments` says. W and b start at 0, and the order of images is a
-    function of the seed. So is the result, with the same number of threads.
-    Returns the accuracy on the test images, its standard error, and that on the training images.
+    Minibatch Adam lowers the cross-entropy of softmax(W z + b). z are the features minus their mean
+    over the training images, scaled as `moments` says. W and b start at 0. The order of images is a
+    function of the seed, and so is the result, with the same number of threads.
     """
     mean, scale = moments(train[0], device)
-    parameters, gradient, first_moment, second_moment = torch.zeros(
-        4, classes, len(mean) + 1, device=device
-    )
+    parameters, gradient, first, second = torch.zeros(4, classes, len(mean) + 1, device=device)
     weight, bias = parameters[:, :-1], parameters[:, -1]
-    moments_of_adam = [first_moment], [second_moment]
     counts = [torch.zeros((), device=device)]  # of steps
     space = torch.empty(STEP_IMAGES, len(mean), device=device)
 
@@ -97,8 +89,8 @@ def train_linear(
     steps = -(-n // batch)
     for epoch in range(epochs):
         order = epoch_order(n, epoch, seed)
-        for first in range(0, n, batch):
-            rows = order[first : first + batch].sort().values  # memory is read forwards
+        for start in range(0, n, batch):
+            rows = order[start : start + batch].sort().values  # memory is read forwards
             z = centred(features.index_select(0, rows))
             # Gradient of the mean cross-entropy: (softmax - one-hot) / B times the scaled features.
             slope = logits(z).softmax(0)
@@ -106,9 +98,9 @@ def train_linear(
             slope /= len(rows)
             torch.mul(slope @ z, scale, out=gradient[:, :-1])
             torch.sum(slope, 1, out=gradient[:, -1])
-            done = (epoch * steps + first // batch) / (epochs * steps)
+            done = (epoch * steps + start // batch) / (epochs * steps)
             rate = STEP_OF_A_LOGIT / len(mean) * (1 + math.cos(math.pi * done)) / 2
-            adam_step([parameters], [gradient], *moments_of_adam, [], counts, lr=rate)
+            adam_step([parameters], [gradient], [first], [second], [], counts, lr=rate)
 
     def accuracy(data: Labelled) -> float:
         parts = data[0].split(STEP_IMAGES)
@@ -123,11 +115,9 @@ def moments(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tenso
     """Mean and scale of each feature, (D,) float32 on `device`.
 
     The scale is 1 / sqrt(variance + mean variance of all features), half-way between standardised
-    features and one scale for all. Features that vary little are mostly noise in some blocks, and
-    are needed in others.
+    features and one scale for all: little variation is mostly noise in some blocks only.
     """
-    total = torch.zeros(features.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
+    total, squares = torch.zeros(2, features.shape[1], dtype=torch.float64)
     # Float32 is enough for the sums of a part about a mean that is nearly the mean of all.
     parts = features.split(STEP_IMAGES)
     near = parts[0].float().mean(0)

@@ -1,8 +1,8 @@
 """Linear probes: how well a linear classifier tells classes apart by a network's features.
 
-The frozen features of a block, its flattened map of stream ul, are the input of a linear softmax
-classifier (docs/math.md, section 7). The six blocks of a network come from one pass over the
-images, and are held in memory as float16: for all 70,000 images of MNIST at F = 40 12.6 GB.
+The features of a block are its flattened map of stream ul (docs/math.md, section 7). Those of all
+blocks come from one pass over the images and are held in memory as float16: for all 70,000 images
+of MNIST at F = 40 12.6 GB.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from .linear import probe_features
 PIXELS, TOGETHER, UNTRAINED = "pixels", "together", "untrained-noisy"
 # Parts of a map a side, over which both streams of all blocks are averaged; for clusters too.
 TOGETHER_PARTS = 4
-# Images of every network call; the last call is filled up. So the sums of an image are rounded
-# alike, whatever the other images are and however many there are.
+# Images of every network call; the last call is filled up, so that the sums of an image are rounded
+# alike, however many others there are.
 CALL_IMAGES = 50
 # Training images that set the scales and biases of an untrained network.
 FIRST_BATCH = 25
@@ -43,10 +43,9 @@ FIRST_BATCH = 25
 
 @dataclass(frozen=True)
 class ProbeInputs:
-    """The images of probes, and how a network sees them.
+    """The labelled images of probes, and how a network sees them.
 
-    train, test: with labels of 0 or more. Training image i and test image i get different draws of
-    noise. precision: of the networks; "auto" is float32.
+    precision: of the networks; "auto" is float32.
     """
 
     train: ImageDataset
@@ -60,7 +59,7 @@ class ProbeInputs:
     ) -> tuple[Tensor, Tensor | None]:
         """(input, context) of a network for clean images x (B, C, H, W), numbered from `first`.
 
-        repeat: 0 for training images, 1 for test images.
+        repeat: 0 for training images, 1 for test images, which get other draws of noise.
         """
         seed = self.settings.seed
         x_tilde = self.smoothing.sample(x, seed=seed, first_index=first, repeat=repeat)
@@ -83,12 +82,10 @@ def probe_pair(
 
     The controls are the pixels, the model `plain` if given, and an untrained network of the noisy
     model's shape. One more probe sees both streams of all blocks. Each probe also has an accuracy
-    on the last sixth of the training images, after training on the others, by which `best_probe`
-    chooses. A model with classes sees no class. precision: of the networks; "auto" is float32.
-
-    The record `path` keeps the result, and until all are done the probes of each network: a later
-    call resumes there. Raises ValueError for data without labels or of another shape than the
-    pair's, and for another request in `path`.
+    on the last sixth of the training images, by which `best_probe` chooses. A model with classes
+    sees no class. The record `path` keeps the result, and the probes of each network before: a
+    later call resumes there. Raises ValueError for data without labels or of another shape than
+    the pair's, and for another request in `path`.
     """
     train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
     for data in (train, test):
@@ -98,8 +95,7 @@ def probe_pair(
     pair = in_evaluation(pair)
     settings = replace(settings, train_images=len(train), test_images=len(test))
     inputs = ProbeInputs(train, test, pair.smoothing, settings, precision)
-    networks: dict[str, PixelCNNpp | None] = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-    networks[PIXELS] = None
+    networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, PIXELS: None}
     if plain is not None:
         networks["plain"] = in_evaluation(plain)
     request = {
@@ -112,14 +108,12 @@ def probe_pair(
     record = Record(path, request, BlockScores, ProbeResult)
 
     def probe_all() -> ProbeResult:
-        names = [*networks, UNTRAINED]
-        for name in names:
-            with portion(1 / len(names)):
+        networks[UNTRAINED] = untrained(pair.noisy, inputs)
+        for name, network in networks.items():
+            with portion(1 / len(networks)):
                 if name not in record.parts:
-                    is_new = name == UNTRAINED
-                    network = untrained(pair.noisy, inputs) if is_new else networks[name]
                     record.keep(name, probe_network(network, inputs))
-        return ProbeResult({name: record.parts[name] for name in names}, settings)
+        return ProbeResult({name: record.parts[name] for name in networks}, settings)
 
     return record.obtain(probe_all)
 
@@ -139,22 +133,19 @@ def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
 
 
 def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
-    """The probe after each block of a network in evaluation mode, of the pixels for None."""
+    """The probe after each block of a network in evaluation mode; of the pixels for None."""
     with portion(0.8):
         train = block_features(network, inputs, inputs.train, repeat=0)
     with portion(0.1):
         test = block_features(network, inputs, inputs.test, repeat=1)
-    labels = [data.known_labels() for data in (inputs.train, inputs.test)]
+    labels, test_labels = inputs.train.known_labels(), inputs.test.known_labels()
+    classes = 1 + int(max(labels.max(), test_labels.max()))
+    choices = {"epochs": inputs.settings.epochs, "seed": inputs.settings.seed}
+    device = parameter_of(network).device
 
     def probe(block: str) -> ProbeScore:
-        return probe_features(
-            (train[block], labels[0]),
-            (test[block], labels[1]),
-            classes=1 + max(int(values.max()) for values in labels),
-            epochs=inputs.settings.epochs,
-            seed=inputs.settings.seed,
-            device=parameter_of(network).device,
-        )
+        sets = (train[block], labels), (test[block], test_labels)
+        return probe_features(sets[0], sets[1], classes, device=device, **choices)
 
     # The widest first, so that the last ones are short.
     order = sorted(train, key=lambda block: -train[block].shape[1])
@@ -167,10 +158,8 @@ def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScore
 def block_features(
     network: PixelCNNpp | None, inputs: ProbeInputs, data: ImageDataset, repeat: int
 ) -> dict[str, Tensor]:
-    """The features (N, D) float16 of images after each block, and of all blocks together.
-
-    Of the pixels for None. Raises ArithmeticError for values beyond float16.
-    """
+    """The features (N, D) float16 of images after each block and of all together; of the pixels for
+    None. Raises ArithmeticError for values beyond float16."""
     n, parameter = len(data), parameter_of(network)
 
     def compute(batch: range) -> dict[str, Tensor]:
@@ -194,8 +183,8 @@ def block_features(
 
     features: dict[str, Tensor] = {}
     parts = batches(n, CALL_IMAGES)
-    in_threads = parameter.device.type == "cpu"
-    for batch, rows in zip(parts, map_parts(compute, parts, in_threads=in_threads), strict=True):
+    computed = map_parts(compute, parts, in_threads=parameter.device.type == "cpu")
+    for batch, rows in zip(parts, computed, strict=True):
         for block, values in rows.items():
             whole = features.setdefault(block, values.new_empty(n, values.shape[1]))
             whole[batch.start : batch.stop] = values

@@ -1,9 +1,8 @@
 """The pixels that a pixel's distribution can depend on: one masked stack against two streams.
 
-A stack of masked convolutions has a blind spot. It reaches rows above only through pixels at most
-as far to the right as up. So much of the past on the right is never seen. PixelCNN++ has one stream
-for the rows above and one for the row, and no blind spot (the paper's Figure 10). Both are shown by
-the gradients of real networks, small and untrained.
+A stack of masked convolutions reaches rows above only through pixels at most as far to the right as
+up, so it has a blind spot. PixelCNN++ has one stream for the rows above and one for the row, and
+none (the paper's Figure 10). Both are shown by the gradients of small untrained networks.
 """
 
 from __future__ import annotations
@@ -55,11 +54,8 @@ def causal(size: int, row: int, column: int) -> Tensor:
 
 
 def receptive_fields(size: int = 16) -> ReceptiveFields:
-    """The dependence of the middle pixel of a size x size image, in both kinds of network.
-
-    The networks are "masked-stack" and "two-streams". The stack is as deep as the image is wide, so
-    its depth is not what limits it.
-    """
+    """The dependence of the middle pixel of a size x size image in a "masked-stack", as deep as the
+    image is wide, and in "two-streams"."""
     row = column = size // 2
     config = ModelConfig(n_filters=FILTERS, n_resnet=3, n_mix=1, dropout=0.0)
     with torch_seed(0):

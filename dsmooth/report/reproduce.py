@@ -19,7 +19,7 @@ from ..data.pictures import is_diverged, save_grid
 from ..distributed import from_first
 from ..evaluate.comparison import Reference, compare_images
 from ..evaluate.features import CLASSIFIER, make_extractor
-from ..evaluate.likelihood import classes_of, clean_noise_of, labels_for_model, measure_bits
+from ..evaluate.likelihood import classes_of, clean_noise_of, measure_bits
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
@@ -162,7 +162,7 @@ class Stages:
         if not isinstance(pair.smoothing, GaussianSmoothing):
             methods = ("two-step",)
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
-        labels = labels_for_model(self.test_set, models.classes)
+        labels = self.test_set.labels_for(models.classes)
         held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
         drawn = Request(self.choices.count, seed, label="each" if models.classes else None)
