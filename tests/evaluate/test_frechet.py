@@ -212,7 +212,7 @@ def test_extractors_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     message = f"cannot load {INCEPTION} .no route to host.*{tmp_path}, or use the extractor mnist"
     refuses(message, make_extractor, INCEPTION, error=ConnectionError)
-    words = "must be one of mnist-classifier, inception-v3-compat, .*got 'vgg'"
+    words = "`extractor` must be one of .*vgg16.*got 'vgg'"
     refuses(words, make_extractor, "vgg")
 
 
