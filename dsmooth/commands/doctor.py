@@ -9,7 +9,8 @@ from importlib import metadata
 import torch
 
 from .. import _extension
-from ..cuda import describe_compiler, describe_cuda
+from ..cuda import describe_cuda
+from ..cuda.compiler import nvrtc
 from ..functional import logistic_mixture_log_prob
 from ..machine import cpu_name
 from ..philox import philox4x32
@@ -43,7 +44,9 @@ def describe() -> Iterator[str]:
         yield f"extension: {built}; instruction sets: {', '.join(_extension.instruction_sets())}"
     cuda = info["cuda"] if info else {"images": [], "reason": "the extension was not built"}
     packaged = ", ".join(cuda["images"]) or f"none ({cuda['reason']})"
-    yield f"CUDA sampler: packaged images: {packaged}; compiler: {describe_compiler()}"
+    found = nvrtc()
+    compiler = f"NVRTC {found.version} ({found.path})" if found else "none (torch brings none)"
+    yield f"CUDA sampler: packaged images: {packaged}; compiler: {compiler}"
     yield f"devices: cpu ({cpu_name()}), {torch.get_num_threads()} threads"
     if torch.cuda.device_count() == 0:
         yield f"devices: no CUDA device: {describe_cuda(0)}"

@@ -66,9 +66,7 @@ class Nvrtc:
             status = self._library.nvrtcCompileProgram(program, len(options), words)
             log = self._result("ProgramLog", program).decode(errors="replace").strip("\0\n")
             if status:
-                raise CompilerError(
-                    f"NVRTC {self.version}: {log.splitlines()[0] if log else status}"
-                )
+                raise CompilerError(log.splitlines()[0] if log else f"status {status}")
             return Compiled(self._result("PTX" if ptx else "CUBIN", program), log)
         finally:
             self._call("nvrtcDestroyProgram", byref(program))

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_int, c_uint, c_void_p
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 LIBRARY = "libcuda.so.1"
 ENTRY = b"sample"  # of csrc/sampler/cuda/sample.cu
+OLDEST = (8, 0)  # compute capability: mma.sync of bfloat16
 
 # The functions used, as cuda.h declares them. Each returns a status, 0 for success.
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -34,10 +35,9 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
 }
 
 # CUdevice_attribute
-PROCESSORS, MAJOR, MINOR = 16, 75, 76
-SHARED_PER_PROCESSOR, SHARED_PER_BLOCK, RESERVED_SHARED = 81, 97, 111
+PROCESSORS, MAJOR, MINOR, SHARED_PER_BLOCK = 16, 75, 76, 97
 # CUfunction_attribute
-STATIC_SHARED, MOST_DYNAMIC_SHARED, SHARED_CARVE_OUT = 1, 8, 9
+STATIC_SHARED, MOST_DYNAMIC_SHARED = 1, 8
 # CUjit_option: a buffer for the errors of compiling PTX, and its size
 JIT_ERRORS, JIT_ERRORS_SIZE = 5, 6
 # CUresult that a newer driver would mend: no code for the device, an image or PTX it cannot read
@@ -46,13 +46,6 @@ NOT_UNDERSTOOD = {200, 209, 218, 222}
 
 class CudaError(RuntimeError):
     """A call of the driver failed, or there is no driver."""
-
-
-class Image(NamedTuple):
-    """A kernel's machine code or PTX, and where it comes from, in words."""
-
-    data: bytes
-    origin: str
 
 
 class Driver:
@@ -95,18 +88,24 @@ def driver() -> Driver:
 
 
 class Card:
-    """A CUDA device by torch's index: its limits, and its context."""
+    """A CUDA device by torch's index: its limits, and its context.
+
+    Raises CudaError if there is none, or it is too old for the kernel.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
         self._device = driver().get(c_int, "cuDeviceGet", index)
-        self.capability = self.attribute(MAJOR), self.attribute(MINOR)
-        self.processors = self.attribute(PROCESSORS)
-        self.shared_per_block = self.attribute(SHARED_PER_BLOCK)
-
-    def attribute(self, number: int) -> int:
-        """A number that the driver knows of the device."""
-        return int(driver().get(c_int, "cuDeviceGetAttribute", number, self._device))
+        major, minor, self.processors, self.shared_per_block = (
+            driver().get(c_int, "cuDeviceGetAttribute", number, self._device)
+            for number in (MAJOR, MINOR, PROCESSORS, SHARED_PER_BLOCK)
+        )
+        self.capability = major, minor
+        if self.capability < OLDEST:
+            raise CudaError(
+                f"cuda:{index} has compute capability {major}.{minor}, and the sampler needs "
+                f"{OLDEST[0]}.{OLDEST[1]}"
+            )
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -127,18 +126,18 @@ def _primary_context(device: int) -> int:
 class Kernel:
     """The sampler's kernel on a card. Raises CudaError if the card cannot load the image.
 
-    shared_limit: bytes of shared memory that a launch may ask for.
+    image: machine code or PTX. shared_limit: bytes of shared memory that a launch may ask for.
     """
 
-    def __init__(self, card: Card, image: Image) -> None:
-        self.card, self.origin = card, image.origin
+    def __init__(self, card: Card, image: bytes) -> None:
+        self.card = card
         errors = ctypes.create_string_buffer(1 << 12)
         options = (c_int * 2)(JIT_ERRORS, JIT_ERRORS_SIZE)
         values = (c_void_p * 2)(ctypes.addressof(errors), len(errors))
         with card.current():
             try:
                 module = driver().get(
-                    c_void_p, "cuModuleLoadDataEx", image.data, len(options), options, values
+                    c_void_p, "cuModuleLoadDataEx", image, len(options), options, values
                 )
             except CudaError as error:
                 log = " ".join(errors.value.decode(errors="replace").split())
@@ -147,19 +146,8 @@ class Kernel:
             # Code of CUDA 13 for sm_90 and later has 1,024 bytes of its own.
             static = driver().get(c_int, "cuFuncGetAttribute", STATIC_SHARED, self._function)
             self.shared_limit = card.shared_per_block - static
-            self._set(MOST_DYNAMIC_SHARED, self.shared_limit)
-
-    def prefer_shared(self, block_bytes: int) -> None:
-        """Leave to the first cache, through which rows of pixels are read, what a block leaves.
-
-        That is a hint. A kernel that needs more shared memory gets it.
-        """
-        card = self.card
-        needed = block_bytes + card.shared_per_block - self.shared_limit
-        needed += card.attribute(RESERVED_SHARED)
-        percent = 100 * needed // card.attribute(SHARED_PER_PROCESSOR) + 1
-        with card.current():
-            self._set(SHARED_CARVE_OUT, min(percent, 100))
+            limit = MOST_DYNAMIC_SHARED, self.shared_limit
+            driver().call("cuFuncSetAttribute", self._function, *limit)
 
     def launch(
         self, blocks: int, lanes: int, shared_bytes: int, argument: bytes, stream: int
@@ -170,6 +158,3 @@ class Kernel:
         sizes = (blocks, 1, 1, lanes, 1, 1, shared_bytes)
         with self.card.current():
             driver().call("cuLaunchKernel", self._function, *sizes, stream, arguments, None)
-
-    def _set(self, attribute: int, value: int) -> None:
-        driver().call("cuFuncSetAttribute", self._function, attribute, value)

@@ -12,15 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from .._extension import PACKAGE
 from ..files import write_atomically
 from ..progress import LOG
 from .compiler import Compiled, Nvrtc, nvrtc
-from .driver import Image
 
-OLDEST = (8, 0)  # compute capability: mma.sync of bfloat16
 # Names of the types of operands in Python and in C++.
 OPERANDS = {"bfloat16": "Bf16", "float32": "float"}
 PACKAGED = PACKAGE / "cuda" / "images"
@@ -34,59 +31,35 @@ PATTERNS = (
 # Headers of the C++ library, which NVRTC does not have; standard.h serves for each.
 STANDARD_NAMES = ("cassert", "cmath", "cstddef", "cstdint", "cstring")
 OPTIONS = ("-std=c++20", "-default-device")
-NO_COMPILER = (
-    "torch's NVRTC, which compiles the sampler for this card, is not installed: "
-    "`pip install nvidia-cuda-nvrtc` brings it"
-)
 KEPT_SECONDS = 30 * 24 * 3600.0  # how long images of other sources stay in the cache
 
 
-class Source(NamedTuple):
-    """A place that an image may come from, in words, and the function that gets it from there."""
-
-    words: str
-    get: Callable[[], Image]
-
-
-def sources(capability: tuple[int, int], operands: str) -> Iterator[Source]:
-    """Where a card may have its image from, the best first. operands: bfloat16 or float32."""
-    if (path := packaged_code(capability, operands)) is not None:
-        yield Source(f"packaged {path.name}", partial(packaged, path))
+def sources(
+    capability: tuple[int, int], operands: str
+) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Where a card may have its image from, the best first: in words, and the function that gets it
+    from there. operands: bfloat16 or float32."""
+    major, newest = capability
+    # Machine code runs on the cards of its major version that are not older.
+    for minor in range(newest, -1, -1):
+        path = PACKAGED / f"{operands}.sm_{major}{minor}.cubin"
+        if path.exists():
+            yield f"packaged {path.name}", path.read_bytes
     if (compiler := nvrtc()) is not None:
         target = compiler.target_for(capability)
-        file = cached_file(compiler, target, operands)
-        words = f"NVRTC {compiler.version} compiles it for {target} at the first use"
-        if read_checked(file) is not None:
-            words = f"compiled for {target}, in {file}"
-        yield Source(words, partial(compiled, compiler, target, operands))
-    # Every card that is not too old can have PTX compiled.
-    if (path := next(PACKAGED.glob(f"{operands}.*.ptx"), None)) is not None:
-        yield Source(f"packaged {path.name}, which the driver compiles", partial(packaged, path))
+        words = f"compiled for {target} by NVRTC {compiler.version} at the first use"
+        yield words, partial(compiled, compiler, target, operands)
+    for path in PACKAGED.glob(f"{operands}.*.ptx"):
+        yield f"packaged {path.name}, which the driver compiles", path.read_bytes
 
 
-def packaged_code(capability: tuple[int, int], operands: str) -> Path | None:
-    """The packaged machine code that a card runs: of its major version, not newer than the card."""
-    major, minor = capability
-    names = (f"{operands}.sm_{major}{older}.cubin" for older in range(minor, -1, -1))
-    return next((path for name in names if (path := PACKAGED / name).exists()), None)
-
-
-def packaged(path: Path) -> Image:
-    """A packaged image."""
-    if path.suffix == ".ptx":
-        LOG.warning("the driver compiles the sampler from packaged PTX; that may take a minute")
-    return Image(path.read_bytes(), f"packaged {path.name}")
-
-
-def compiled(compiler: Nvrtc, target: str, operands: str) -> Image:
+def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
     """The image from the cache, or compiled and kept there. Raises CompilerError."""
     path = cached_file(compiler, target, operands)
     if (data := read_checked(path)) is not None:
-        return Image(data, f"cached {path.name}")
+        return data
     LOG.warning("compiling the sampler for %s, once: it takes some 20 seconds", target)
-    started = time.monotonic()
     data = compile_kernel(compiler, target, OPERANDS[operands]).data
-    LOG.warning("compiled in %.0f seconds", time.monotonic() - started)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may do the same; each replaces the file by a whole one.
@@ -96,7 +69,7 @@ def compiled(compiler: Nvrtc, target: str, operands: str) -> Image:
                 other.unlink(missing_ok=True)
     except OSError as error:
         LOG.warning("the sampler is not kept, so the next process compiles it again: %s", error)
-    return Image(data, f"compiled for {target} by NVRTC {compiler.version}")
+    return data
 
 
 def compile_kernel(compiler: Nvrtc, target: str, type_name: str, *more: str) -> Compiled:

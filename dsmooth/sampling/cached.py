@@ -93,7 +93,6 @@ class CachedSampler:
             self._native = extension().CudaSampler(
                 program, bf16, card.index, card.processors, self._kernel.shared_limit
             )
-            self._kernel.prefer_shared(self._native.shared_bytes)
             host = torch.empty(self._native.weight_words, dtype=torch.float32)
             self._weights = torch.empty_like(host, device=device)
             self._native.write_weights(host, self._weights)

@@ -10,13 +10,13 @@ import torch
 from dsmooth import cuda
 from dsmooth.commands import doctor
 from dsmooth.cuda import compiler, driver, images
-from dsmooth.cuda.driver import Card, CudaError, Image, Kernel
+from dsmooth.cuda.driver import Card, CudaError, Kernel
 from dsmooth.machine import has_fast_bfloat16
 from tests.helpers.stub_driver import StubDriver
 
 pytestmark = pytest.mark.quick
 
-CODE = Image(b"\x7fELF machine code", "a test")
+CODE = b"\x7fELF machine code"
 FIRST = torch.device("cuda", 0)
 
 
@@ -74,6 +74,7 @@ def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch
 
 
 def test_a_device_without_an_index_is_the_current_one(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
     assert cuda.sampler_kernel(torch.device("cuda"), "bfloat16").card.index == 1

@@ -9,7 +9,7 @@ struct {
   const char* failing;  // the name of the function that fails, and with which status
   int failure;
   int contexts;  // pushed and not popped
-  int static_shared, most_dynamic_shared, carve_out;
+  int static_shared, most_dynamic_shared;
   void* stream;  // of the last launch
   int (*loaded)(const char* image);
   void (*launched)(const unsigned* grid, const unsigned* block, unsigned shared,
@@ -39,13 +39,11 @@ int cuDeviceGet(int* device, int ordinal) {
   return ordinal < 2 ? done("cuDeviceGet") : 101;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = attribute == 16    ? state.processors
-           : attribute == 75  ? state.major
-           : attribute == 76  ? state.minor
-           : attribute == 81  ? state.shared_per_block + 1024
-           : attribute == 97  ? state.shared_per_block
-           : attribute == 111 ? 1024
-                              : -1;
+  *value = attribute == 16 ? state.processors
+           : attribute == 75 ? state.major
+           : attribute == 76 ? state.minor
+           : attribute == 97 ? state.shared_per_block
+                             : -1;
   return device < 2 && *value >= 0 ? done("cuDeviceGetAttribute") : 1;
 }
 int cuDevicePrimaryCtxRetain(void** context, int device) {
@@ -80,8 +78,8 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
   return strcmp(name, "sample") ? 500 : done_there("cuModuleGetFunction");
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
-  if (attribute == 8 && value + state.static_shared > state.shared_per_block) return 1;
-  *(attribute == 8 ? &state.most_dynamic_shared : &state.carve_out) = value;
+  if (attribute != 8 || value + state.static_shared > state.shared_per_block) return 1;
+  state.most_dynamic_shared = value;
   return function ? done_there("cuFuncSetAttribute") : 1;
 }
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,

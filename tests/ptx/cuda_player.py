@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dsmooth.cuda.compiler import nvrtc
-from dsmooth.cuda.driver import Card, Image, Kernel
+from dsmooth.cuda.driver import Card, Kernel
 from dsmooth.cuda.images import OPERANDS, compile_kernel
 from tests.helpers.builds import ROOT, kept, library
 from tests.helpers.stub_driver import StubDriver
@@ -85,7 +85,6 @@ class HostLibrary:
     ) -> None:
         """Launch the kernel as CachedSampler does."""
         blocks, shared = call("blocks", result=c_int64), call("shared_bytes", result=c_int64)
-        kernel.prefer_shared(shared)
         argument = torch.empty(call("argument_bytes", result=c_int64), dtype=torch.uint8)
         for i in range(call("launches", result=c_int64)):
             call("write_argument", i, *tensors, argument)
@@ -102,7 +101,7 @@ class CudaPlayer:
         self.host, self.stub, self.card, self.case = HostLibrary(), stub, Card(0), case
         self.memory = Memory()
         ptx = compiled_ptx("bfloat16" if case.bf16 else "float32")
-        self.kernel = Kernel(self.card, Image(ptx.encode(), "compiled for the player"))
+        self.kernel = Kernel(self.card, ptx.encode())
         self.player = Player(ptx, self.memory)
 
     def _launched(self, grid: list[int], block: list[int], shared: int, argument: int) -> None:
