@@ -37,8 +37,6 @@ VERBS: Mapping[str, Any] = {
     "reproduce": verbs.Reproduce,
     "doctor": verbs.Doctor,
 }
-# Errors of a machine that lacks memory or threads.
-EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
@@ -121,13 +119,6 @@ def explain(error: Exception, options: Collection[str] = ()) -> str | None:
         return error.text(partial(as_option, options=options))
     if isinstance(error, MemoryError):
         return f"not enough memory {error}".rstrip()
-    if isinstance(error, RecursionError):
-        return "a file that was read is nested too deeply"
-    if isinstance(error, RuntimeError):
-        line = str(error).partition("\n")[0]
-        if "could not create a" in line:  # words of oneDNN, which says no more
-            return f"not enough memory, as it seems: {line}"
-        return line if any(words in str(error) for words in EXHAUSTED) else None
     known = isinstance(error, ValueError | ArithmeticError | OSError | ImportError)
     return str(error) if known else None
 

@@ -69,6 +69,12 @@ PRESETS = {
 # Factor of the rates of a run that begins with given weights, measured in the card of `photos`.
 FINE_TUNING = 0.15
 
+# The settings of a run and of its network that a user may give, and their types.
+SETTINGS = {
+    name: kind
+    for name, kind in {**types_of(ModelConfig), **types_of(TrainConfig)}.items()
+    if name not in ("role", "model", "smoothing_scale", "image_channels")
+}
 _MODEL_FIELDS = {field.name for field in fields(ModelConfig)} - {"classes"}
 
 
@@ -115,14 +121,12 @@ def setting_of_text(text: str) -> tuple[str, Any]:
     """Name and value of NAME=VALUE. Raises ValueError for a name that no setting has."""
     name, sign, value = text.partition("=")
     name = name.replace("-", "_")
-    types = {**types_of(ModelConfig), **types_of(TrainConfig)}
-    names = types.keys() - {"role", "model", "smoothing_scale", "image_channels"}
-    if not sign or name not in names:
-        words = f"takes NAME=VALUE of a setting, got {text}{nearest(name, names)}"
+    if not sign or name not in SETTINGS:
+        words = f"takes NAME=VALUE of a setting, got {text}{nearest(name, SETTINGS)}"
         raise SettingError("set", words)
     if value == "None":
         return name, None
     try:
-        return name, msgspec.convert(json.loads(value), types[name])
+        return name, msgspec.convert(json.loads(value), SETTINGS[name])
     except ValueError:
         return name, value  # text, or a value that the settings refuse

@@ -21,8 +21,8 @@ from .text import escape_control
 
 # Called with how much is done, in the unit of the work.
 Progress = Callable[[float], object]
-# Shows how much of a total is done, and a text.
-Bar = Callable[[float, float, str], None]
+# Shows how much is done, and a text.
+Bar = Callable[[float, str], None]
 LINE_SECONDS = 10.0
 # INFO is for lines that a command prints, WARNING for lines that every user should see.
 LOG = logging.getLogger("dsmooth")
@@ -52,14 +52,14 @@ def are_lines_shown() -> bool:
 
 
 @contextmanager
-def lines_shown(level: int = logging.INFO) -> Iterator[None]:
-    """Print the messages of `LOG` from `level` up, inside the outermost such block."""
+def lines_shown() -> Iterator[None]:
+    """Print the messages of `LOG`, inside the outermost such block."""
     if are_lines_shown():
         yield
         return
     handler, before = _Lines(), LOG.level
     LOG.addHandler(handler)
-    LOG.setLevel(level)
+    LOG.setLevel(logging.INFO)
     try:
         yield
     finally:
@@ -75,20 +75,16 @@ def silence() -> Iterator[None]:
 
 
 class _Portion:
-    """A part of some work, `share` of the whole that it belongs to."""
+    """A part of some work; `tell` gets each amount of it that is done."""
 
-    def __init__(self, whole: _Portion | None, share: float, show: Progress | None = None) -> None:
-        self.whole, self.share, self.show = whole, share, show
-        self.done = 0.0
+    def __init__(self, tell: Callable[[float], object]) -> None:
+        self.done, self._tell = 0.0, tell
         self._lock = threading.Lock()  # parts run in threads
 
     def add(self, amount: float) -> None:
         with self._lock:
             self.done += amount
-            if self.show is not None:
-                self.show(self.done)
-        if self.whole is not None:
-            self.whole.add(amount * self.share)
+            self._tell(amount)
 
 
 _CURRENT: ContextVar[_Portion | None] = ContextVar("progress", default=None)
@@ -102,37 +98,42 @@ def advance_to(fraction: float) -> None:
 
 
 @contextmanager
+def _entered(part: _Portion) -> Iterator[None]:
+    token = _CURRENT.set(part)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
 def portion(share: float) -> Iterator[None]:
     """Inside the block, work that is `share` of the current one; afterwards it is done."""
     current = _CURRENT.get()
     if current is None:
         yield
         return
-    token = _CURRENT.set(_Portion(current, share))
-    try:
+    add = current.add
+    with _entered(_Portion(lambda amount: add(amount * share))):
         yield
         advance_to(1.0)
-    finally:
-        _CURRENT.reset(token)
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str = "images") -> Iterator[Progress]:
+def progress(title: str, total: int, unit: str = "images") -> Iterator[None]:
     """Show how much of the work inside the block is done: a bar, or lines with seconds.
 
     total: the work in `unit`. Inside another such block it shows nothing of its own.
     """
     if _CURRENT.get() is not None:
         with portion(1.0):
-            yield lambda done: advance_to(done / max(total, 1))
+            yield
         return
     with _shown(title, total, unit) as show:
         # Sums of portions are round numbers again.
-        token = _CURRENT.set(_Portion(None, 1.0, lambda done: show(round(done * total, 3))))
-        try:
-            yield lambda done: advance_to(done / max(total, 1))
-        finally:
-            _CURRENT.reset(token)
+        whole = _Portion(lambda _: show(round(whole.done * total, 3)))
+        with _entered(whole):
+            yield
 
 
 @contextmanager
@@ -146,7 +147,7 @@ def _shown(title: str, total: int, unit: str) -> Iterator[Progress]:
 
     with progress_bar(title, total, text=unit) as bar:
         if bar is not None:
-            yield lambda done: bar(done, total, unit + left(done))
+            yield lambda done: bar(done, unit + left(done))
             return
     print(f"{title}: {total:,} {unit.removesuffix('s') if total == 1 else unit}", flush=True)
 
@@ -174,7 +175,7 @@ def progress_bar(
     columns = rich.BarColumn(bar_width=24), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()
     with rich.Progress("{task.description}", *columns, "{task.fields[text]}") as bar:
         task = bar.add_task(name, total=total, completed=completed, text=text)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
+        yield lambda done, text: bar.update(task, completed=done, text=text)
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -38,11 +37,6 @@ def decimals(value: float | None, digits: int = 4, error: float | None = None) -
 def percent(share: float, digits: int = 1, error: float | None = None) -> str:
     """A share, and its standard error if there is one, in per cent."""
     return f"{decimals(100 * share, digits, None if error is None else 100 * error)} %"
-
-
-def sentence(text: str) -> str:
-    """Words as a sentence: a capital first, a full stop at the end."""
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 @dataclass(frozen=True)
@@ -78,16 +72,11 @@ class Table:
 
 def render(template: Path, **values: object) -> str:
     """The text of a Jinja template; values are escaped in HTML. Missing values are errors."""
-    return _renderer(template)(values)
-
-
-@cache
-def _renderer(path: Path) -> Callable[..., str]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(
-        loader=FileSystemLoader(path.parent),
-        autoescape=path.suffix == ".html",
+        loader=FileSystemLoader(template.parent),
+        autoescape=template.suffix == ".html",
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -102,4 +91,4 @@ def _renderer(path: Path) -> Callable[..., str]:
         "plain": plain_text,
         "escape_control": escape_control,
     }
-    return pages.get_template(path.name).render
+    return pages.get_template(template.name).render(values)

@@ -22,7 +22,7 @@ from dsmooth.data import SPLITS, ImageDataset, indices_at, load_dataset, to_floa
 from dsmooth.evaluate.features import MnistClassifier
 from dsmooth.files import write_tensors
 from dsmooth.machine import torch_seed
-from dsmooth.progress import progress
+from dsmooth.progress import advance_to, progress
 
 EPOCHS = 10
 BATCH_SIZE = 100
@@ -35,7 +35,7 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
     """Train a classifier and scale its features to a mean variance of 1, with the same logits."""
     labels, n = train_set.known_labels(), len(train_set)
     steps = math.ceil(epochs * n / BATCH_SIZE)
-    with torch_seed(seed), progress("training the classifier", steps, "steps") as done:
+    with torch_seed(seed), progress("training the classifier", steps, "steps"):
         model = MnistClassifier()
         for layer in (*model.convs, model.hidden):
             nn.init.kaiming_normal_(layer.get_parameter("weight"), nonlinearity="relu")
@@ -50,7 +50,7 @@ def train_classifier(train_set: ImageDataset, epochs: int = EPOCHS, seed: int = 
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits, labels[indices]).backward()
             optimizer.step()
-            done(step + 1)
+            advance_to((step + 1) / steps)
     with torch.no_grad():
         features, _ = model.eval()(to_float(train_set.images[:SCALING_IMAGES]))
         factor = features.var(0).mean().rsqrt()

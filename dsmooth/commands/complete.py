@@ -5,22 +5,18 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..data import to_float
 from ..data.dataset import as_grey
-from ..data.folder import read_pictures
-from ..data.pictures import BORDER, is_diverged, save_grid
-from ..data.sources import read_images
+from ..data.pictures import is_diverged
+from ..data.sources import read_images, read_mask
 from ..fields import SettingError, check_number
-from ..files import printable, write_npz
-from ..pixels import value_of
+from ..files import printable
 from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
 from ..progress import progress
 from ..sampling.known import keep_top, known_pixels
-from ..sampling.output import draw_all, drawing_device
+from ..sampling.output import draw_all, drawing_device, write_completions
 from ..sampling.request import checked_shape
 from .options import Complete
 from .sample import check_outputs, request_of, say_drawn
@@ -64,18 +60,6 @@ def complete(options: Complete) -> None:
     say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 
 
-def read_mask(path: Path) -> Tensor:
-    """The mask (1, H, W) bool of a picture of two values, the larger of which means known."""
-    levels = read_pictures([path]).float().mean(1)
-    values = levels.unique().tolist()
-    if len(values) > 2:
-        raise ValueError(
-            f"--mask must have two values, black where pixels are missing and white where they are "
-            f"given, but {path} has {len(values)}"
-        )
-    return levels == values[-1] if len(values) == 2 else levels > 0
-
-
 def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tensor, Tensor | None]:
     """The originals (N, C, H, W) in [-1, 1], and their labels (N,) of the models' classes.
 
@@ -108,19 +92,3 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
             f"{tuple(images.shape[1:])} from {words}"
         )
     return to_float(images), labels
-
-
-def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, seed: int) -> None:
-    """Write originals x (N, C, H, W) and their completions (N * draws, C, H, W) to `path`.
-
-    mask: (1, H, W) bool, the known pixels. As a picture, each row is the original, the given part
-    and the draws.
-    """
-    if path.suffix == ".npz":
-        arrays = {"x": completed, "original": x, "mask": mask}
-        named = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
-        write_npz(path, {**named, "seed": np.uint64(seed)})
-        return
-    given = torch.where(mask[:, None], x, value_of(BORDER))
-    rows = torch.cat([x[:, None], given[:, None], completed.unflatten(0, (len(x), -1))], dim=1)
-    save_grid(rows.flatten(0, 1), path, columns=rows.shape[1])

@@ -16,7 +16,7 @@ from tyro.conf import (
 )
 
 from ..config import Method, Precision, ProbeSettings, Role, Split
-from ..presets import PRESETS, setting_of_text
+from ..presets import PRESETS, SETTINGS, setting_of_text
 
 T = TypeVar("T")
 # An option that is not given by default; its help says what happens then.
@@ -153,17 +153,10 @@ class Train:
     execution: OmitArgPrefixes[Computing] = field(default_factory=Computing)
 
 
-# Options that are settings.
-SETTINGS = (
-    *("data", "data_dir", "image_size", "labels", "classes", "label_dropout", "flip", "images"),
-    *("budget", "init", "batch_size", "learning_rate", "n_filters", "n_resnet", "seed"),
-)
-
-
 def given_settings(options: Train) -> dict[str, Any]:
     """The settings in the options, by name. Raises ValueError for some that contradict others."""
-    values = {name: getattr(options, name) for name in SETTINGS}
-    given = {k: v for k, v in values.items() if v is not None and v is not False}
+    values = {name: value for name, value in vars(options).items() if name in SETTINGS}
+    given = {name: x for name, x in values.items() if x is not None and x is not False}
     if options.execution.precision != "auto":
         given["precision"] = options.execution.precision
     more = [setting_of_text(text) for text in options.set]

@@ -9,8 +9,8 @@ from ..machine import choose_device
 from ..pretrained import images_for, load
 from ..progress import progress
 from ..report.plots import probe_png
-from ..results import ProbeResult, ProbeScore
-from ..text import Table, decimals
+from ..results import ProbeResult
+from ..text import Table, percent
 from .options import Probe
 
 
@@ -36,16 +36,12 @@ def print_probes(result: ProbeResult) -> None:
     """Print the accuracy after each block of each network."""
     accuracy, count = result.accuracy, result.settings.test_images
     networks = [name for name in accuracy if name != PIXELS]
-    rows = [
-        [block, *(in_percent(accuracy[name][block]) for name in networks)]
-        for block in accuracy["noisy"]
-    ]
-    Table(["after block", *networks], rows, f"test accuracy in %, {count:,} images").show()
-    print(f"pixels: {in_percent(accuracy[PIXELS][PIXELS])}; ± is the standard error")
+    rows = []
+    for block in accuracy["noisy"]:
+        scores = (accuracy[name][block] for name in networks)
+        rows.append([block, *(percent(score.accuracy, error=score.error) for score in scores)])
+    Table(["after block", *networks], rows, f"test accuracy, {count:,} images").show()
+    pixels = accuracy[PIXELS][PIXELS]
+    print(f"pixels: {percent(pixels.accuracy, error=pixels.error)}; ± is the standard error")
     best = ", ".join(f"{name} {best_probe(accuracy[name])}" for name in networks)
     print(f"best on the last sixth of the training images: {best}")
-
-
-def in_percent(score: ProbeScore) -> str:
-    """An accuracy with its standard error."""
-    return decimals(100 * score.accuracy, 1, 100 * score.error)

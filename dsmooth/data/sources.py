@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import RESIZED
+from ..fields import SettingError
 from ..files import guarded, open_regular, read_npz
 from ..progress import LOG
 from .dataset import channels_first, other_range, to_bytes
@@ -122,3 +123,16 @@ def _check_range(path: Path, low: float, high: float, beyond: float) -> None:
     raise ValueError(
         f"{path} must hold values in [-1, 1], black -1 and white 1, got {got} bytes as uint8"
     )
+
+
+def read_mask(path: Path) -> Tensor:
+    """The mask (1, H, W) bool of a picture of two values, the larger of which means known."""
+    levels = read_pictures([path]).float().mean(1)
+    values = levels.unique().tolist()
+    if len(values) > 2:
+        raise SettingError(
+            "mask",
+            "must have two values, black where pixels are missing and white where they are given, "
+            f"but {path} has {len(values)}",
+        )
+    return levels == values[-1] if len(values) == 2 else levels > 0

@@ -12,11 +12,12 @@ from torch import Tensor
 from .._extension import is_available
 from ..config import Classes, Precision
 from ..cuda import sampler_obstacle
-from ..data.pictures import is_diverged, pil_images, png
+from ..data.pictures import BORDER, is_diverged, pil_images, png, save_grid
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
 from ..machine import choose_device
 from ..nn import PixelCNNpp
+from ..pixels import value_of
 from ..progress import LOG, advance_to, portion
 from ..work import Record, batches, fair_size, map_parts, runs
 from .request import Request
@@ -66,6 +67,22 @@ def write_images(path: Path, x: Tensor, request: Request, classes: Classes | Non
         arrays["label"] = labels.numpy(force=True)
         arrays["class_names"] = np.array(classes.names)
     write_npz(path, arrays)
+
+
+def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, seed: int) -> None:
+    """Write originals x (N, C, H, W) and their completions (N * draws, C, H, W) to `path`.
+
+    mask: (1, H, W) bool, the known pixels. As a picture, each row is the original, the given part
+    and the draws.
+    """
+    if path.suffix == ".npz":
+        arrays = {"x": completed, "original": x, "mask": mask}
+        named = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
+        write_npz(path, {**named, "seed": np.uint64(seed)})
+        return
+    given = torch.where(mask[:, None], x, value_of(BORDER))
+    rows = torch.cat([x[:, None], given[:, None], completed.unflatten(0, (len(x), -1))], dim=1)
+    save_grid(rows.flatten(0, 1), path, columns=rows.shape[1])
 
 
 def draw_folder(

@@ -93,7 +93,7 @@ class RunLog(ExitStack):
         left = clock(max(0, self.total - seen) / speed)
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {left} left"
         if self.bar is not None:
-            self.bar(seen, self.total, text)
+            self.bar(seen, text)
         elif now - self.printed >= LINE_SECONDS or seen >= self.total:
             self.printed = now
             self.say(f"{seen:,}/{self.total:,} images · {text}")

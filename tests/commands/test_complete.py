@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 
 import dsmooth
-from dsmooth.commands.complete import read_mask
 from dsmooth.data import load_dataset, to_float
 from dsmooth.data.pictures import BORDER
-from dsmooth.data.sources import read_images
+from dsmooth.data.sources import read_images, read_mask
 from dsmooth.files import read_npz
 from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run
@@ -60,7 +59,7 @@ def test_one_file_in_rgb_and_a_mask() -> None:
     Image.fromarray(np.eye(8, dtype=np.uint8)).save("bits.png")  # 0 and 1
     assert torch.equal(read_mask(Path("bits.png")), read_mask(Path("mask.png")))
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save("grey.png")
-    refuses("mask must have two values, .* but grey.png has 64", read_mask, Path("grey.png"))
+    refuses("`mask` must have two values, .* but grey.png has 64", read_mask, Path("grey.png"))
     options = ["--mask", "mask.png", "--draws", "3", "--out", "folder/x.npz"]
     assert run("complete", "noisy", "denoiser", "--images", "digit.png", *options) == 0
     stored = read_npz(Path("folder/x.npz"))
