@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
@@ -58,7 +59,7 @@ def _load() -> ModuleType | str:
     # several, torch's or the extension's, would wait for them for ever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     try:
-        from . import _C
+        return import_module("._C", __package__)
     except ImportError as error:
         info = build_info()
         if info is None:
@@ -74,7 +75,6 @@ def _load() -> ModuleType | str:
                 "DSMOOTH_EXTENSION=0 and with a C++20 compiler, builds it"
             )
         return f"the extension cannot be loaded ({error}): install again with `pip install .`"
-    return _C
 
 
 def is_available() -> bool:
@@ -101,4 +101,5 @@ def extension() -> ModuleType:
 
 def instruction_sets() -> list[str]:
     """Names of the instruction sets built that this CPU has, the best last."""
-    return list(extension().instruction_sets()) if is_available() else []
+    loaded = _load()
+    return [] if isinstance(loaded, str) else list(loaded.instruction_sets())

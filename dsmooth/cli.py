@@ -55,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     prepare_process()
     args = list(sys.argv[1:] if args is None else args)
-    options: Collection[str] = ()
+    command: object = None
     status, size = 0, 1  # a negative status: the process must leave at once
     try:
         with ExitStack() as stack:
@@ -63,7 +63,6 @@ def main(args: Sequence[str] | None = None) -> None:
             from .distributed import process_group, rank_and_size  # torch with them
 
             size = rank_and_size()[1]
-            options = option_names(type(command))
             stack.enter_context(lines_shown())
             stack.enter_context(process_group())
             # A verb is imported when it is called, and torch with it.
@@ -79,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print("dsmooth: stopped", file=sys.stderr)
         status = -130
     except Exception as error:
-        line = explain(error, options)
+        line = explain(error, option_names(type(command)))
         if line is None:
             raise
         if os.environ.get("DSMOOTH_TRACEBACK") == "1":

@@ -23,7 +23,14 @@ from .options import DEFAULT_PRESET, RGB_PRESET, Train, given_settings
 
 def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
-    runs = runs_of(options)
+    given = given_settings(options)
+    roles: tuple[Role, ...] = ("noisy", "denoiser") if options.role == "pair" else (options.role,)
+    out, runs = options.out or Path("runs") / options.role, dict[RunFolder, TrainConfig]()
+    shares = 1 if given.get("budget") is None else len(roles)
+    for role in roles:
+        run = RunFolder(out / role if len(roles) > 1 else out)
+        config = settings_of(options, given, role, run)
+        runs[run] = replace(config, budget=config.budget and config.budget / shares)
     if options.print_config:
         printed = {config.role: asdict(config) for config in runs.values()}
         one = next(iter(printed.values()))
@@ -48,21 +55,6 @@ def train(options: Train) -> int:
     return 0
 
 
-def runs_of(options: Train) -> dict[RunFolder, TrainConfig]:
-    """The runs of a command, one after the other, and their settings."""
-    given = given_settings(options)
-    if options.role != "pair":
-        run = RunFolder(options.out or Path("runs") / options.role)
-        return {run: settings_of(options, given, options.role, run)}
-    out = options.out or Path("runs") / "pair"
-    roles: tuple[Role, ...] = ("noisy", "denoiser")
-    pair = {role: RunFolder(out / role) for role in roles}
-    runs = {run: settings_of(options, given, role, run) for role, run in pair.items()}
-    if given.get("budget") is None:
-        return runs
-    return {run: replace(c, budget=c.budget and c.budget / 2) for run, c in runs.items()}
-
-
 def settings_of(
     options: Train, given: Mapping[str, Any], role: Role, run: RunFolder
 ) -> TrainConfig:
@@ -72,7 +64,7 @@ def settings_of(
         return with_settings(start, {**given, "role": role})
     if options.resume and options.preset is None and run.config.exists():
         return with_settings(run.read_config()[0], {**given, "role": role})
-    name = options.preset or default_preset(given)
+    name = options.preset or (RGB_PRESET if have_colours(given) else DEFAULT_PRESET)
     data, changes = given.get("data", preset(name, role).data), dict[str, Any]()
     if data != "celeba" and not (data == "folder" and options.preset is not None):
         changes["image_size"] = None  # these have a size of their own
@@ -81,13 +73,12 @@ def settings_of(
     return preset(name, role, **{**changes, **given})
 
 
-def default_preset(given: Mapping[str, Any]) -> str:
-    """The preset for images: another one for those with colours."""
+def have_colours(given: Mapping[str, Any]) -> bool:
+    """Whether the images of these settings are RGB."""
     data, data_dir = given.get("data"), given.get("data_dir")
-    colours = data in ("cifar10", "celeba")
     if data == "folder" and data_dir is not None:
-        colours = shows_colours(Path(data_dir))
-    return RGB_PRESET if colours else DEFAULT_PRESET
+        return shows_colours(Path(data_dir))
+    return data in ("cifar10", "celeba")
 
 
 def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:

@@ -99,7 +99,8 @@ def train(
             check_same(run, stored, *data)
             config = complete(config, *data, target, stored, started)
             if stored is None:
-                state = TrainState(config, data[0], target, initial_network(config))
+                initial = initial_network(config) if config.init else None
+                state = TrainState(config, data[0], target, initial)
                 save_checkpoint(run, state)  # from now on it can be resumed
             else:
                 check_same_run(stored, config, run.path)

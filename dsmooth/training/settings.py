@@ -160,10 +160,9 @@ def within_budget(
     return replace(config, images=images, evaluations=evaluations)
 
 
-def initial_network(config: TrainConfig) -> PixelCNNpp | None:
-    """The network whose weights a new run begins with, if it names one."""
-    if config.init is None:
-        return None
+def initial_network(config: TrainConfig) -> PixelCNNpp:
+    """The network whose weights a new run begins with, which `config.init` names."""
+    assert config.init is not None
     network = find_initial(config.init, config.role).networks[config.role]
     check_initial(config.model, network.config, config.init)
     return network
