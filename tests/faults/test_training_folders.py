@@ -18,8 +18,9 @@ import dsmooth
 from dsmooth import files
 from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
 from dsmooth.pretrained.runs import RunFolder, Start
-from dsmooth.training import loop, train
-from dsmooth.training.checkpoint import read_checkpoint
+from dsmooth.training import NonFiniteLoss, loop, settings, train
+from dsmooth.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
 from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
@@ -184,6 +185,17 @@ def test_a_lock_removes_half_written_files_only_of_dead_writers(tmp_path: Path) 
             after = {file.name[:6] for file in tmp_path.iterdir()}
     assert (before, after) == ({".dead.", ".alive"}, {".alive", ".lock"})
     assert (tmp_path / "alive").read_bytes() == b"whole"
+
+
+def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
+    data, _ = settings.load_data(CONFIG)
+    state = TrainState(CONFIG, data, torch.device("cpu"))
+    restore(run, state)
+    before = contents(run.path)
+    state.ema.model.head.bias.data[0] = torch.nan
+    words = r"ema\.head\.bias is not finite after step 4 .* seed 0"
+    refuses(words, save_checkpoint, run, state, error=NonFiniteLoss)
+    assert before == contents(run.path)
 
 
 def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None:
