@@ -77,7 +77,7 @@ def check_teacher_forced(
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("code", ["sequential", *INSTRUCTION_SETS, *CUDA])
+@pytest.mark.parametrize("code", [*INSTRUCTION_SETS, "sequential", *CUDA])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(("channels", "temperature"), [(1, 0.7), (3, 1.0)])
 @pytest.mark.parametrize("classes", ["none", "hard", "guided", "hidden"])
