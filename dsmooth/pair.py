@@ -22,9 +22,8 @@ from .nn.images import check_images, check_scale, check_size, snap_half_precisio
 from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .progress import advance_to, portion
-from .sampling.known import keep_top as top_rows
-from .sampling.known import known_pixels
-from .sampling.request import Choices, Request, drawn_seed
+from .sampling.request import Choices, Request, drawn_seed, known_pixels
+from .sampling.request import keep_top as top_rows
 from .sampling.two_step import draw
 from .smoothing import Smoothing
 from .work import batches

@@ -15,9 +15,8 @@ from ..fields import SettingError, check_number
 from ..files import printable
 from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
 from ..progress import progress
-from ..sampling.known import keep_top, known_pixels
 from ..sampling.output import draw_all, drawing_device, write_completions
-from ..sampling.request import checked_shape
+from ..sampling.request import checked_shape, keep_top, known_pixels
 from .options import Complete
 from .sample import check_outputs, request_of, say_drawn
 

@@ -1,4 +1,4 @@
-"""Build networks from weights: a file's tensors determine the memory, not its settings."""
+"""Networks and their weights: built from tensors, in evaluation mode, changed layers, digests."""
 
 from __future__ import annotations
 
@@ -13,9 +13,21 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..files import check_tensors
-from .pixelcnnpp import PixelCNNpp
+from .layers import Conv1x1, GatedResnet, WeightNormConv
+from .pixelcnnpp import Block, ContextEncoder, HeadHidden, PixelCNNpp
 
 Network = TypeVar("Network", bound=nn.Module)
+# The library's own layers, which samplers know.
+LAYERS = (
+    PixelCNNpp,
+    Block,
+    ContextEncoder,
+    HeadHidden,
+    GatedResnet,
+    WeightNormConv,
+    Conv1x1,
+    nn.ModuleList,
+)
 
 
 def load_network(
@@ -92,6 +104,21 @@ def in_evaluation(model: Network) -> Network:
     )
     shared = {id(kept): kept for kept in (*model.parameters(), *model.buffers(), *hooks)}
     return copy.deepcopy(model, shared).eval()
+
+
+def changed_layer(model: PixelCNNpp) -> str | None:
+    """A sentence about the first layer that may compute something other than the library's layer;
+    None without one."""
+    for path, layer in model.named_modules():
+        name, kind = path or "the model", type(layer)
+        if kind not in LAYERS:
+            return f"{name} is a {kind.__name__}, not the library's own"
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return f"{name} has forward hooks"
+        for attribute in vars(layer):
+            if callable(getattr(kind, attribute, None)):
+                return f"{name} has a method {attribute} of its own"
+    return None
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -1,8 +1,7 @@
 """Samplers: the specification, the cached one, and images into files."""
 
 from .cached import CachedSampler, sample_images
-from .known import keep_top
-from .request import Choices
+from .request import Choices, keep_top
 from .sequential import sequential_sample
 
 __all__ = [

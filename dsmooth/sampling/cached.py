@@ -21,8 +21,8 @@ from ..cuda import sampler_kernel, sampler_obstacle
 from ..fields import check_number, check_one_of
 from ..machine import torch_threads
 from ..nn import PixelCNNpp
-from ..nn.changes import changed_layer
 from ..nn.condition import check_context
+from ..nn.weights import changed_layer
 from ..progress import advance_to
 from .operations import as_numpy
 from .program import Program

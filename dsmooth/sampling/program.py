@@ -91,11 +91,9 @@ class Program:
         for resolution in range(3):
             # The stride-2 convolutions read a block's last value without an activation.
             last = resolution == 2
-            raws = (
-                NO_RAWS
-                if last
-                else (self._cache(resolution, self._f, 2), self._cache(resolution, self._f))
-            )
+            raws = NO_RAWS
+            if not last:
+                raws = self._cache(resolution, self._f, 2), self._cache(resolution, self._f)
             stack.extend(self._block(model.up[resolution], stack[-1], raws))
             if not last:
                 u = self._downsize(self._u, model.downsize_u[resolution], raws[0])

@@ -20,8 +20,7 @@ from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
 from ..work import runs
 from .cached import draw_network
-from .known import KnownPixels
-from .request import Request, check_guidance, default_label
+from .request import KnownPixels, Request, check_guidance, default_label
 
 
 class Pair(Protocol):
