@@ -20,6 +20,8 @@ from ..training import train as train_one
 from ..training.settings import initial_settings, stored_settings
 from .options import DEFAULT_PRESET, RGB_PRESET, Train, given_settings
 
+RGB_DATA = ("cifar10", "celeba")
+
 
 def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
@@ -64,21 +66,16 @@ def settings_of(
         return with_settings(start, {**given, "role": role})
     if options.resume and options.preset is None and run.config.exists():
         return with_settings(run.read_config()[0], {**given, "role": role})
-    name = options.preset or (RGB_PRESET if have_colours(given) else DEFAULT_PRESET)
-    data, changes = given.get("data", preset(name, role).data), dict[str, Any]()
+    name, data, folder = options.preset, given.get("data"), given.get("data_dir")
+    if name is None:
+        is_rgb = shows_colours(Path(folder)) if data == "folder" and folder else data in RGB_DATA
+        name = RGB_PRESET if is_rgb else DEFAULT_PRESET
+    data, changes = data or preset(name, role).data, dict[str, Any]()
     if data != "celeba" and not (data == "folder" and options.preset is not None):
         changes["image_size"] = None  # these have a size of their own
     if (source := given.get("init")) is not None:
         changes |= initial_settings(source, role)
     return preset(name, role, **{**changes, **given})
-
-
-def have_colours(given: Mapping[str, Any]) -> bool:
-    """Whether the images of these settings are RGB."""
-    data, data_dir = given.get("data"), given.get("data_dir")
-    if data == "folder" and data_dir is not None:
-        return shows_colours(Path(data_dir))
-    return data in ("cifar10", "celeba")
 
 
 def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:
