@@ -102,14 +102,8 @@ def test_a_checkpoint_that_cannot_be_read_stays_and_nothing_else_is_taken(
         with monkeypatch.context() as patch:
             patch.setattr(files, name, failing, raising=False)
             said, file = os.strerror(number), r"checkpoint\.safetensors"
-            refuses(
-                rf"{said}.*{file}|{file}.*{said}",
-                train,
-                CONFIG,
-                run.path,
-                resume=True,
-                error=OSError,
-            )
+            words = rf"{said}.*{file}|{file}.*{said}"
+            refuses(words, train, CONFIG, run.path, resume=True, error=OSError)
         assert contents(run.path) == before
 
 
