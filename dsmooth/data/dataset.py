@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -77,6 +77,28 @@ def channels_first(x: Tensor, name: str) -> Tensor:
             f"shape {tuple(x.shape)}"
         )
     return images
+
+
+def stacked(rows: Iterable[Tensor], count: int, name: Callable[[int], str]) -> Tensor:
+    """`count` images (C, H, W) of one size as bytes (N, C, H, W), grey if all are.
+
+    name: of an image by its number, for errors. Raises ValueError for images of another size.
+    """
+    images, channels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), 1
+    for number, pixels in enumerate(rows):
+        if number == 0:
+            images = torch.empty(count, 3, *pixels.shape[1:], dtype=torch.uint8)
+        sizes = [f"{height} x {width}" for *_, height, width in (images.shape, pixels.shape)]
+        if sizes[0] != sizes[1]:
+            raise SettingError(
+                (),
+                f"the images must have one size, got {sizes[0]} in {name(0)} and {sizes[1]} in "
+                f"{name(number)}: crop them, or of a folder set",
+                image_size=None,
+            )
+        images[number] = pixels  # a grey one in each channel
+        channels = max(channels, len(pixels))
+    return images[:, :channels].contiguous()
 
 
 def as_grey(images: Tensor) -> Tensor:
@@ -179,21 +201,21 @@ class ImageDataset:
         Raises SettingError, naming one, for images of another class, and for images without labels.
         """
         labels = self.known_labels("classes")
-        for number in labels.unique().tolist():
-            if (name := self.class_names[number]) not in names:
-                raise SettingError(
-                    (),
-                    f"{self.source} has images of class {name}, which is none of the model's "
-                    f"classes {', '.join(names)}",
-                )
         numbers = {name: number for number, name in enumerate(names)}
-        return torch.tensor([numbers.get(name, -1) for name in self.class_names])[labels]
+        found = torch.tensor([numbers.get(name, -1) for name in self.class_names])[labels]
+        if (found < 0).any():
+            other = self.class_names[int(labels[found < 0][0])]
+            raise SettingError(
+                (),
+                f"{self.source} has images of class {other}, which is none of the model's classes "
+                f"{', '.join(names)}",
+            )
+        return found
 
     def has_classes(self, names: Sequence[str]) -> bool:
         """Whether some image is of one of these classes."""
-        if self.labels is None:
-            return False
-        return any(self.class_names[number] in names for number in self.labels.unique().tolist())
+        numbers = () if self.labels is None else self.labels.unique().tolist()
+        return any(self.class_names[number] in names for number in numbers)
 
     def labels_for(self, classes: Classes | None) -> Tensor | None:
         """The labels (N,) int64 for a model with `classes`, None for one without.

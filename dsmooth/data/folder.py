@@ -26,7 +26,7 @@ from ..fields import SettingError
 from ..files import guarded, open_regular, printable
 from ..pixels import are_sides
 from ..progress import advance_to, are_lines_shown, progress
-from .dataset import ImageDataset
+from .dataset import ImageDataset, stacked
 from .order import held_out
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ TRAIN_FOLDERS = ("train", "training")
 HELD_OUT_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 _CHUNK = 64  # pictures that wait for a thread
-_CROP = "to crop and resize them to a multiple of 4, set"
 
 
 class MissingFiles(SettingError, FileNotFoundError):
@@ -77,7 +76,7 @@ def load_folder(
         raise SettingError(
             (),
             f"{printable(chosen[0])} must have a height and width that are multiples of 4, got "
-            f"{images.shape[2]} x {images.shape[3]}; {_CROP}",
+            f"{images.shape[2]} x {images.shape[3]}; to crop and resize them, set",
             image_size=None,
         )
     others = class_of.keys() - chosen
@@ -164,25 +163,15 @@ def read_pictures(
     a side before they are resized, by default as many as there are.
     Raises ValueError, naming the first picture that cannot be used.
     """
-    images, channels = torch.empty(0), 1
     work = partial(_read_picture, size=size, crop=crop)
     with progress("reading images", len(paths)) if are_lines_shown() else nullcontext():
-        for row, picture in enumerate(_in_threads(work, paths)):
-            height, width = picture.shape[1:]
-            if row == 0:
-                images = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
-            if images.shape[2:] != picture.shape[1:]:
-                raise SettingError(
-                    (),
-                    "the images must have one size, got "
-                    f"{images.shape[2]} x {images.shape[3]} in {printable(paths[0])} and "
-                    f"{height} x {width} in {printable(paths[row])}; {_CROP}",
-                    image_size=None,
-                )
-            images[row] = torch.from_numpy(picture)  # a grey one in each channel
-            channels = max(channels, len(picture))
-            advance_to((row + 1) / len(paths))
-    return images[:, :channels].contiguous()
+
+        def rows() -> Iterator[Tensor]:
+            for number, picture in enumerate(_in_threads(work, paths), start=1):
+                yield torch.from_numpy(picture)
+                advance_to(number / len(paths))
+
+        return stacked(rows(), len(paths), lambda number: printable(paths[number]))
 
 
 def _read_picture(path: Path, size: int | None, crop: int | None) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..config import OWN
 from ..files import guarded
 from ..philox import Stream, image_words
 from ..pixels import are_sides
-from .dataset import ImageDataset, channels_first, other_range, to_bytes
+from .dataset import ImageDataset, channels_first, other_range, stacked, to_bytes
 from .folder import upright
 from .order import held_out
 
@@ -101,25 +101,22 @@ def split_own(dataset: Any, labels: Any = None) -> tuple[ImageDataset, ImageData
 
 def _read_items(dataset: Any) -> tuple[Tensor, list[int | str] | None]:
     """The images of a data set with a length, and the labels of its items if they have some."""
-    images, labels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), list[int | str]()
-    for number in range(len(dataset)):
-        item, name = dataset[number], f"item {number}"
-        if isinstance(item, Mapping):
-            columns = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
-            item = tuple(item.get(column) for column in columns)
-        image, label, *_ = (*item, None, None) if isinstance(item, tuple | list) else (item, None)
-        pixels = channels_first(_pixels(image, name)[None], name)[0]
-        if number == 0:
-            images = torch.empty(len(dataset), *pixels.shape, dtype=torch.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise ValueError(
-                f"images must have one shape, got {tuple(images.shape[1:])} and {name} of "
-                f'{tuple(pixels.shape)}: image.convert("RGB") makes colour of grey Pillow images'
+    labels: list[int | str] = []
+
+    def rows() -> Iterator[Tensor]:
+        for number in range(len(dataset)):
+            item, name = dataset[number], f"item {number}"
+            if isinstance(item, Mapping):
+                columns = (next((n for n in ns if n in item), None) for ns in (IMAGES, LABELS))
+                item = tuple(item.get(column) for column in columns)
+            image, label, *_ = (
+                (*item, None, None) if isinstance(item, tuple | list) else (item, None)
             )
-        images[number] = pixels
-        if (known := _class_of(label)) is not None:
-            labels.append(known)
-    return images, labels or None
+            if (known := _class_of(label)) is not None:
+                labels.append(known)
+            yield channels_first(_pixels(image, name)[None], name)[0]
+
+    return stacked(rows(), len(dataset), "item {}".format), labels or None
 
 
 def _names_of(dataset: Any) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ batches before it unpickles one, and of CelebA's lists.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -78,12 +77,10 @@ def load_published(
     from torchvision import datasets
 
     torchvision_class, files, address = PUBLISHED[name]
-    reader = partial(getattr(datasets, torchvision_class), root=folder, download=download)
+    celeba = {"split": split, "target_type": []}
+    options = celeba if name == "celeba" else {"train": split == "train"}
     try:
-        if name == "celeba":
-            published = reader(split=split, target_type=[])
-        else:
-            published = reader(train=split == "train")
+        published = getattr(datasets, torchvision_class)(folder, download=download, **options)
     except Exception as error:  # of any kind, where a file is damaged
         reason = " ".join(str(error).split()) or type(error).__name__
         if not download:

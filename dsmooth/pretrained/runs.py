@@ -163,14 +163,6 @@ class RunFolder:
         self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
         self.weights = self.path / WEIGHTS_FILE  # averaged, at the last evaluation
 
-    def grid(self, images_seen: int) -> Path:
-        """The samples after `images_seen` training images."""
-        return self.path / f"samples-{images_seen:09d}.png"
-
-    def checkpoints(self) -> tuple[Path, Path]:
-        """The files that may hold a checkpoint, the newest first."""
-        return self.checkpoint, self.earlier_checkpoint
-
     def is_finished(self) -> bool:
         """Whether the run came to its end, by its log."""
         return self.weights.exists() and isinstance([None, *self.read_log()][-1], End)
@@ -247,7 +239,9 @@ class RunFolder:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):
             is_saved = self.weights.exists() and not self.config.exists()
-            if is_saved or any(map(Path.exists, (self.log, *self.checkpoints()))):
+            if is_saved or any(
+                map(Path.exists, (self.log, self.checkpoint, self.earlier_checkpoint))
+            ):
                 raise ValueError(f"{self.path} already holds weights; choose another folder")
             self.write_weights(model, config, image_size)
             self.write_config(config, image_size)

@@ -104,7 +104,7 @@ class RunLog(ExitStack):
         self.write(HeldOut, round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
         if evaluation.samples.isfinite().all():
-            save_grid(evaluation.samples, self.run.grid(seen))
+            save_grid(evaluation.samples, self.run.path / f"samples-{seen:09d}.png")
         else:
             self.say(f"{seen:,} images · no picture: samples diverged, as they may early in a run")
         if self.on_evaluation is not None:

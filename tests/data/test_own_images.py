@@ -43,6 +43,8 @@ def test_pillow_pictures_look_as_they_did(mode: str) -> None:
     found = own_images([chess(mode)] * 2)
     assert found.image_channels == (1 if mode in ("1", "L", "LA") else 3)
     assert torch.equal(found.images, torch.from_numpy(255 * CHESS).byte().expand_as(found.images))
+    mixed = own_images([chess("L"), chess(mode)]).images
+    assert torch.equal(mixed, found.images)
 
 
 @pytest.mark.parametrize("names", [(), ("cat", "dog", "emu")])
@@ -152,7 +154,7 @@ def test_forms_of_images_in_python() -> None:
     ("dataset", "message"),
     [
         ([BLACK[0]], "2 images or more, got 1"),
-        ([chess("L"), chess("RGB")], r"item 1 of .*: image\.convert\(.RGB.\) makes colour "),
+        ([BLACK[0], BLACK[0, :, 4:]], "one size, got 8 x 8 in item 0 and 4 x 8 in item 1"),
         ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .*float32 from -2"),
         (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in .*float32"),
         (PIXELS.int(), r"images must be bytes or lie in \[-1, 1\], got torch.int32"),

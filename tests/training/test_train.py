@@ -51,7 +51,7 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None
     log = whole.read_log()
     assert [*map(type, log[:2]), *map(type, log[-2:])] == [Start, Step, HeldOut, End]
     assert log[-2].bits_per_dim == pytest.approx(result.bits_per_dim, abs=1e-5)
-    assert whole.grid(40).is_file()
+    assert (whole.path / "samples-000000040.png").is_file()
 
     train_until(24, config, parts.path)
     torch.manual_seed(99)  # the state of torch's generator must not matter
