@@ -309,9 +309,6 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     refuses(message, dsmooth.ModelConfig, **settings)
-    if settings.keys() & {"likelihood", "atoms"}:  # the op has arguments of the same names
-        x, params = ZEROS(1, settings.pop("image_channels", 1), 1, 1), ZEROS(1, 270, 1, 1)
-        refuses(message, dsmooth.functional.logistic_mixture_log_prob, x, params, **settings)
 
 
 def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:

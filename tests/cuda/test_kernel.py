@@ -1,7 +1,8 @@
-"""Where the CUDA sampler's kernel comes from: packaged, from a cache, or compiled by NVRTC."""
+"""The sampler's kernel on a driver without a card: where it comes from, how it is launched."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -15,8 +16,11 @@ import torch
 
 from dsmooth import cuda
 from dsmooth._extension import extension
-from dsmooth.cuda import images
+from dsmooth.commands import doctor
+from dsmooth.cuda import compiler, driver, images
 from dsmooth.cuda.compiler import Compiled, CompilerError, Nvrtc, nvrtc
+from dsmooth.cuda.driver import Card, CudaError, Kernel
+from dsmooth.machine import has_fast_bfloat16
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling.program import Program
 from tests.helpers.builds import kept
@@ -24,7 +28,112 @@ from tests.helpers.data_makers import refuses
 from tests.helpers.networks import tiny_config
 from tests.helpers.stub_driver import StubDriver
 
+pytestmark = pytest.mark.quick
+
+CODE = b"\x7fELF machine code"
 FIRST = torch.device("cuda", 0)
+
+
+def launch(kernel: Kernel, argument: bytes = b"argument") -> None:
+    kernel.launch(blocks=5, lanes=256, shared_bytes=4096, argument=argument, stream=99)
+
+
+def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:
+    seen = []
+    stub.launched = lambda *launch: seen.append((*launch[:3], ctypes.string_at(launch[3], 3000)))
+    argument = bytes(range(250)) * 12
+    kernel = Kernel(Card(1), CODE)
+    # Code for sm_90 has shared memory of its own; the driver takes no more than the rest.
+    assert kernel.shared_limit == stub.state.most_dynamic_shared == (227 << 10) - 1024
+    with stub.raised():
+        launch(kernel, argument)
+    assert seen == [([5, 1, 1], [256, 1, 1], 4096, argument)]
+    assert stub.state.stream == 99
+    assert stub.state.contexts == 0
+
+
+CALLS = ["cuModuleLoadDataEx", "cuModuleGetFunction", "cuFuncGetAttribute", "cuFuncSetAttribute"]
+CALLS += ["cuLaunchKernel"]
+CALLS += ["cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2"]
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_a_call_that_fails_is_one_line_and_leaves_no_context(function, stub) -> None:
+    """So is a card that vanishes: from then on every call fails."""
+    stub.fail(function, 46)
+    with pytest.raises(CudaError, match=rf"\A{function}: an error\Z"):
+        launch(Kernel(Card(0), CODE))
+    assert stub.state.contexts == 0
+    assert not stub.launches
+
+
+@pytest.mark.parametrize("status", sorted(driver.NOT_UNDERSTOOD))
+def test_code_that_a_driver_cannot_read_is_said_with_its_version(status, stub) -> None:
+    stub.refused[b""] = status
+    stub.fail("cuDriverGetVersion", status)  # as everything of a driver without a card
+    message = r"cuModuleLoadDataEx: .*; the driver is of CUDA 12\.4"
+    message += r" \(ptxas fatal: no\)\Z" * (status == 218)  # what the compiler of PTX says
+    with pytest.raises(CudaError, match=message):
+        Kernel(Card(0), CODE)
+
+
+def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(images, "nvrtc", lambda: None)  # which would compile for seconds
+    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
+    stub.fail("cuCtxPushCurrent_v2", 2)
+    assert cuda.sampler_obstacle(FIRST) is not None
+    stub.state.failing = None
+    assert cuda.sampler_obstacle(FIRST) is None
+    assert cuda.sampler_kernel(FIRST, "bfloat16") is cuda.sampler_kernel(FIRST, "bfloat16")
+
+
+def test_a_device_without_an_index_is_the_current_one(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
+    assert cuda.sampler_kernel(torch.device("cuda"), "bfloat16").card.index == 1
+
+
+def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:
+    """The obstacle is a line, which `dsmooth doctor` prints."""
+
+    def obstacle() -> str:
+        driver.driver.cache_clear()
+        found = cuda.sampler_obstacle(FIRST)
+        assert found is not None
+        assert "\n" not in found
+        return found
+
+    assert cuda.sampler_obstacle(torch.device("cuda", 100)) == "cuDeviceGet: an error"
+    stub.fail("cuInit", 100)
+    assert obstacle() == "cuInit: no CUDA-capable device is detected"
+    assert doctor.doctor() == 0
+    assert "no CUDA device: cuInit: no CUDA-capable device is" in capsys.readouterr().out
+    monkeypatch.setattr(driver, "LIBRARY", "libcuda.so.of.nobody")
+    assert obstacle().startswith("no NVIDIA driver can be used (libcuda.so.of.nobody: cannot open")
+    monkeypatch.setattr(driver, "LIBRARY", None)  # this process, which has no such functions
+    assert obstacle().startswith("no NVIDIA driver can be used (")
+
+
+def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """compute capability 7.5: nothing is compiled, and the next best way draws."""
+    monkeypatch.setattr(compiler, "nvrtc", lambda: pytest.fail("looked for a compiler"))
+    stub.set_card(7, 5, 64 << 10)
+    words = "cuda:0 has compute capability 7.5, and the sampler needs 8.0"
+    assert cuda.sampler_obstacle(FIRST) == cuda.describe_cuda(0) == words
+    with pytest.raises(RuntimeError, match=words):
+        cuda.sampler_kernel(FIRST, "bfloat16")
+
+
+def test_emulated_bfloat16_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a T4, where is_bf16_supported() is true by default."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert not has_fast_bfloat16(FIRST)
+
+
 needs_nvrtc = pytest.mark.skipif(nvrtc() is None, reason="torch brings no NVRTC")
 
 
@@ -65,7 +174,6 @@ CUBINS = "bfloat16.sm_80.cubin", "bfloat16.sm_90.cubin"
 PTX = "bfloat16.compute_80.ptx"
 
 
-@pytest.mark.quick
 def test_packaged_code_of_the_card_comes_first_and_ptx_last(fake: FakeNvrtc) -> None:
     package(*CUBINS, PTX)
     assert origins(8, 0) == [CUBINS[0], "compiled for sm_80", PTX]
@@ -76,7 +184,6 @@ def test_packaged_code_of_the_card_comes_first_and_ptx_last(fake: FakeNvrtc) -> 
     assert origins(9, 0, "float32") == ["compiled for sm_90"]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("way", ["packaged", "compiled", "cached", "PTX", "none"])
 def test_the_first_source_is_said_and_loaded(way, fake, stub, monkeypatch, caplog) -> None:
     stub.set_card(10, 0)
@@ -100,7 +207,6 @@ def test_the_first_source_is_said_and_loaded(way, fake, stub, monkeypatch, caplo
     assert fake.compiled == (way in ("compiled", "cached"))
 
 
-@pytest.mark.quick
 def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     """And what no origin can mend is said, with the driver's version, or as the compiler did."""
     fake.failure = CompilerError("sample.cu(3): error: no")
@@ -122,7 +228,6 @@ def make(fake: Nvrtc, target: str = "sm_90", operands: str = "bfloat16") -> byte
     return images.compiled(fake, target, operands)
 
 
-@pytest.mark.quick
 def test_the_cache_knows_what_decides_an_image(fake, monkeypatch, tmp_path) -> None:
     first = make(fake)
     assert make(fake) == first
@@ -145,7 +250,6 @@ def test_the_cache_knows_what_decides_an_image(fake, monkeypatch, tmp_path) -> N
     assert fake.compiled == 6
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("damage", [b"", b"short", None])
 def test_a_damaged_file_is_made_again(damage, fake, caplog) -> None:
     first = make(fake)
@@ -157,7 +261,6 @@ def test_a_damaged_file_is_made_again(damage, fake, caplog) -> None:
     assert path.read_bytes() == content
 
 
-@pytest.mark.quick
 def test_a_cache_that_cannot_be_written_costs_a_line(fake, monkeypatch, tmp_path, caplog) -> None:
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     with monkeypatch.context() as patched:
@@ -171,7 +274,6 @@ def test_a_cache_that_cannot_be_written_costs_a_line(fake, monkeypatch, tmp_path
     assert caplog.text.count(words) == fake.compiled == 2
 
 
-@pytest.mark.quick
 def test_old_images_of_other_sources_go(fake: FakeNvrtc) -> None:
     make(fake)
     first = images.cached_file(fake, "sm_90", "bfloat16")
@@ -187,7 +289,6 @@ def test_old_images_of_other_sources_go(fake: FakeNvrtc) -> None:
 
 
 @needs_nvrtc
-@pytest.mark.quick
 def test_the_compilers_own_words_are_the_error(tmp_path: Path) -> None:
     source = tmp_path / "wrong.cu"
     source.write_text("__global__ void sample() { no; }")
@@ -196,9 +297,10 @@ def test_the_compilers_own_words_are_the_error(tmp_path: Path) -> None:
     refuses(message, compile, error=CompilerError)
 
 
+@pytest.mark.long
 @needs_nvrtc
 @pytest.mark.parametrize("operands", ["bfloat16", pytest.param("float32", marks=pytest.mark.full)])
-# T4 is refused before (test_driver.py); H100, A100, A10, L4 and RTX 40, B200, RTX 50.
+# T4 is refused before (test_turing_is_too_old); H100, A100, A10, L4 and RTX 40, B200, RTX 50.
 @pytest.mark.parametrize(
     "card", [90, *(pytest.param(c, marks=pytest.mark.full) for c in (80, 86, 89, 100, 120))]
 )
@@ -232,6 +334,7 @@ def test_kernels_keep_to_registers(card: int, operands: str) -> None:
 FRAGMENT = 8 * 2 * 8 * 16 * 4  # bytes of a warp's sums, two units wide, for eight warps
 
 
+@pytest.mark.long
 def test_wide_networks_take_low_tiles_where_shared_memory_is_small() -> None:
     """Tall tiles of rows, six fragments high, need 32 KB more than low ones, of two."""
     models = {n: PixelCNNpp(tiny_config(n_filters=n, n_resnet=2)) for n in (40, 160)}
