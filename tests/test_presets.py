@@ -15,8 +15,8 @@ import torch
 
 import dsmooth
 from dsmooth.config import TrainConfig
-from dsmooth.fields import structure
-from dsmooth.presets import PRESETS, preset
+from dsmooth.fields import check_one_of, structure
+from dsmooth.presets import PRESETS, preset, with_settings
 from dsmooth.training.evaluation import evaluate
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_dataset
@@ -27,9 +27,21 @@ from tests.helpers.tiny_runs import ROLES
 def test_a_budget_takes_the_place_of_the_images() -> None:
     """Both together are refused."""
     assert preset("mnist", "noisy").images == 3_000_000
-    assert preset("mnist", "noisy", budget=2.0).images is None
+    timed = preset("mnist", "noisy", budget=2.0)
+    assert timed.images is None
+    # As of the config.json of a run.
+    assert with_settings(replace(timed, images=64), {"images": 8}).budget is None
     with pytest.raises(ValueError, match="`images` and `budget` both say how long the run is"):
         preset("mnist", "noisy", budget=2.0, images=64)
+
+
+@pytest.mark.quick
+def test_an_error_names_few_of_many() -> None:
+    names = [f"cluster {number}" for number in range(30)]
+    for name in ("cluster 99", "dog"):
+        with pytest.raises(ValueError, match="must be one of 30 names, such as cluster ") as error:
+            check_one_of("label", name, names)
+        assert str(error.value).count("cluster") <= 6
 
 
 @pytest.mark.quick

@@ -86,7 +86,7 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         data = load_dataset(name, options.split, place, image_size=size)
         real, source = data.images, data.words
     else:
-        real, source = read_reference(path), {"source": str(path)}
+        real, source = read_reference(path), {"source": printable(path)}
     if path is None or options.dataset.data is not None:
         other = "test" if options.split == "train" else "train"
         floor = load_dataset(name, other, place, image_size=size)

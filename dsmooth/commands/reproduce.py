@@ -9,7 +9,7 @@ from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_images
-from ..files import check_writable
+from ..files import check_writable, printable
 from ..machine import choose_device
 from ..presets import preset
 from ..pretrained import DEFAULT, images_for, load, packaged
@@ -40,7 +40,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
             path, device = out / config.role, execution.device
             done = train(config, path, resume=True, device=device, progress=True)
             if done.interrupted:
-                print(f"stopped and saved in {out}; repeat the same command to resume")
+                print(f"stopped and saved in {printable(out)}; repeat the same command to resume")
                 return 128 + done.interrupted
         # By folder: a folder of the user's may have the name of the packaged models.
         folders = packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]
@@ -57,8 +57,8 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         record.write()
     write_report(out / "report.html", record.result, pictures)
     bits_table(record.result.bits).show()
-    print(f"Pictures: {out / 'samples'}/*.png")
-    print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
+    print(f"Pictures: {printable(out / 'samples')}/*.png")
+    print(f"Report:   {printable(out / 'report.html')} (for a browser; it needs no network)")
     return 0
 
 

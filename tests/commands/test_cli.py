@@ -243,3 +243,11 @@ def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(
 def test_unknown_words_are_refused(words: str, message: str, capsys) -> None:
     assert run(*words.split()) == 2
     assert message in capsys.readouterr().err
+
+
+def test_help_without_docstrings() -> None:
+    """Dataclasses make some up, of their fields."""
+    command = [sys.executable, "-OO", "-m", "dsmooth", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "reproduce" in done.stdout
+    assert "Annotated" not in done.stdout

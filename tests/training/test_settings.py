@@ -128,6 +128,7 @@ def test_what_is_left_open_is_the_runs_own() -> None:
     ):
         config = complete(replace(stored, **change), data, data, CPU, stored)
         check_same_run(stored, config, Path("run"))
+        assert config.evaluations == min(5, change.get("evaluations", 5))
 
 
 class Clock:
