@@ -58,7 +58,7 @@ def _load() -> ModuleType | str:
     # several, torch's or the extension's, would wait for them for ever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     try:
-        import dsmooth._C
+        import dsmooth._C  # type: ignore[import-not-found] # which mypy cannot read
 
         return dsmooth._C
     except ImportError as error:

@@ -52,16 +52,13 @@ def map_parts(
     kept = {} if record is None else record.parts
     missing = [part for part in parts if str(part) not in kept]
     with process_group():
-        several = rank_and_size()[1] > 1
-        run = _in_processes if several else _in_threads if in_threads else _one_by_one
+        run = _in_threads if in_threads and rank_and_size()[1] == 1 else _in_processes
         computed = run(compute, missing)
         for part in parts:
-            if record is None:
-                yield next(computed)
-                continue
-            if str(part) not in kept:
-                record.keep(str(part), next(computed))
-            yield kept[str(part)]
+            value = kept[str(part)] if str(part) in kept else next(computed)
+            if record is not None and str(part) not in kept:
+                record.keep(str(part), value)
+            yield value
 
 
 def batches(n: int, size: int) -> list[range]:
@@ -87,15 +84,8 @@ def fair_size(n: int, most: int) -> int:
     return max(1, min(most, -(-n // rank_and_size()[1])))
 
 
-def _one_by_one(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
-    for part in parts:
-        with portion(1 / len(parts)):
-            value = compute(part)
-        yield value
-
-
 def _in_processes(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
-    """Each process computes every size-th part, and all have all values."""
+    """Each process computes every size-th part, one by one, and all have all values."""
     rank, size = rank_and_size()
     for first in range(0, len(parts), size):
         turn, value = parts[first : first + size], None

@@ -74,11 +74,9 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
     assert len(trained.results()) == 3
 
 
-def test_one_number_says_that_all_weights_are_finite() -> None:
+def test_weights_that_are_not_finite_are_named() -> None:
     state = TrainState(tiny(), random_dataset(12), CPU)
-    with ReadBack() as reads:
-        state.check_finite()
-    assert reads.names == ["_local_scalar_dense"]
+    state.check_finite()
     state.ema.model.head.bias.data[1] = torch.nan
     refuses("ema.head.bias is not finite", state.check_finite, error=NonFiniteLoss)
 
