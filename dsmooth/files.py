@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import io
 import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
@@ -95,7 +96,8 @@ def open_to_append(path: Path) -> TextIO:
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
-    """Keep other processes out of a folder, and remove half-written files of dead writers."""
+    """Keep other processes out of a folder, and remove half-written files of dead writers in it and
+    in the folders of it."""
     if not _is_writer:
         yield
         return
@@ -114,12 +116,17 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
             ) from None
         except OSError:  # the folder cannot be locked; for the file the error repeats
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left in folder.glob(f".*{PARTIAL}"):
-            # A file whose writer is alive is locked.
-            with suppress(OSError), open(left, "r+b") as half_written:
-                fcntl.flock(half_written, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
+        for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
+            _remove_dead(folder.glob(pattern))
         yield
+
+
+def _remove_dead(half_written: Iterable[Path]) -> None:
+    """Remove half-written files; one whose writer is alive is locked."""
+    for path in half_written:
+        with suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def suffix_of(path: Path) -> str:
@@ -128,7 +135,10 @@ def suffix_of(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError, before any work, unless `path` and its folders can be created."""
+    """Raise ValueError, before any work, unless `path` and its folders can be created.
+
+    A half-written one that a dead writer left is removed.
+    """
     above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
     if path.exists() and path.is_dir() == bool(suffix_of(path)):
         wanted, got = ("a file", "a folder") if suffix_of(path) else ("a folder", "a file")
@@ -137,6 +147,7 @@ def check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {above}: {error.strerror}") from None
+    _remove_dead(path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"))
 
 
 def json_text(value: Mapping[str, object]) -> str:

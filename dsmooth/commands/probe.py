@@ -17,7 +17,9 @@ from .options import Probe
 def probe(options: Probe) -> None:
     """Run `dsmooth probe`: probes.json and a PNG per network."""
     path, execution = options.out / "probes.json", options.execution
-    check_writable(path)
+    pictures = {name: options.out / f"{name}.png" for name in ("noisy", "denoiser")}
+    for file in (path, *pictures.values()):
+        check_writable(file)
     models = load(*options.models, device=choose_device(execution.device))
     pair, plain = models.pair, models.plain
     train, test = (images_for(models, split, **vars(options.dataset)) for split in SPLITS)
@@ -25,9 +27,8 @@ def probe(options: Probe) -> None:
         result = probe_pair(
             pair, train, test, options.settings, path, plain=plain, precision=execution.precision
         )
-    for name in ("noisy", "denoiser"):
-        picture = probe_png(result.accuracy, name)
-        write_atomically(options.out / f"{name}.png", picture)
+    for name, picture in pictures.items():
+        write_atomically(picture, probe_png(result.accuracy, name))
     print_probes(result)
     print(f"wrote {printable(path)} and {printable(options.out)}/*.png")
 

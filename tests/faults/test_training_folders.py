@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ import torch
 
 import dsmooth
 from dsmooth import files
-from dsmooth.files import lock_folder, read_tensors, replacing, write_atomically, write_tensors
+from dsmooth.files import (
+    check_writable,
+    lock_folder,
+    read_tensors,
+    replacing,
+    write_atomically,
+    write_tensors,
+)
 from dsmooth.pretrained.runs import RunFolder, Start
 from dsmooth.training import NonFiniteLoss, loop, settings, train
 from dsmooth.training.checkpoint import read_checkpoint, restore, save_checkpoint
@@ -167,18 +175,21 @@ def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error,
     assert contents(tmp_path) == {"file": b"old", "other": b""}
 
 
-def test_a_lock_removes_half_written_files_only_of_dead_writers(tmp_path: Path) -> None:
-    with replacing(tmp_path / "alive", b"whole"):  # by a writer that holds no lock
+@pytest.mark.parametrize("locks", [True, False])
+def test_half_written_files_are_removed_only_of_dead_writers(tmp_path: Path, locks: bool) -> None:
+    """By a lock of the folder above, and as a command checks its output before any work."""
+    folder = tmp_path / "samples"
+    with replacing(folder / "alive", b"whole"):  # by a writer that holds no lock
         child = os.fork()
         if not child:
-            with replacing(tmp_path / "dead", b"half"):
+            with replacing(folder / "dead", b"half"):
                 os.kill(os.getpid(), signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        before = {file.name[:6] for file in tmp_path.iterdir()}
-        with lock_folder(tmp_path, "a test"):
-            after = {file.name[:6] for file in tmp_path.iterdir()}
-    assert (before, after) == ({".dead.", ".alive"}, {".alive", ".lock"})
-    assert (tmp_path / "alive").read_bytes() == b"whole"
+        before = {file.name[:6] for file in folder.iterdir()}
+        with lock_folder(tmp_path, "x") if locks else nullcontext(check_writable(folder / "dead")):
+            after = {file.name[:6] for file in folder.iterdir()}
+    assert (before, after) == ({".dead.", ".alive"}, {".alive"})
+    assert (folder / "alive").read_bytes() == b"whole"
 
 
 def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
