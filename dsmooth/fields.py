@@ -81,13 +81,9 @@ def check(settings: object) -> None:
     """
     # For mypy a type is not hashable, as its __hash__ has another signature.
     for name, hint in types_of(type(settings)).items():  # type: ignore[arg-type]
-        try:
-            value = _plain(getattr(settings, name))
-            wrong = (expected := _expected(value, hint)) and f"must be {expected}, got {value!r}"
-        except RecursionError:
-            wrong = "must not be nested so deeply"
-        if wrong:
-            raise SettingError(name, wrong)
+        value = _plain(getattr(settings, name))
+        if expected := _expected(value, hint):
+            raise SettingError(name, f"must be {expected}, got {value!r}")
         object.__setattr__(settings, name, value)
 
 

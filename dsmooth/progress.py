@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from datetime import timedelta
 from importlib.util import find_spec
 
 from .text import escape_control
@@ -143,7 +144,8 @@ def _shown(title: str, total: int, unit: str) -> Iterator[Progress]:
 
     def left(done: float) -> str:
         """The estimated remaining time, as text; "" before anything is done."""
-        return f", {clock((time.monotonic() - started) * (total / done - 1))} left" if done else ""
+        seconds = (time.monotonic() - started) * (total / (done or 1) - 1)
+        return f", {timedelta(seconds=round(seconds))} left" * bool(done)
 
     with progress_bar(title, total, text=unit) as bar:
         if bar is not None:
@@ -182,10 +184,3 @@ def significant(value: float, digits: int = 3) -> str:
     """A number with `digits` significant digits, without an exponent if large: 12,800."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

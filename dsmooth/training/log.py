@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ..data.pictures import save_grid
 from ..files import open_to_append
 from ..nn import PixelCNNpp
 from ..pretrained.runs import HeldOut, LogEntry, RunFolder, Start, Step, entry_line
-from ..progress import LINE_SECONDS, LOG, Bar, clock, progress_bar, significant
+from ..progress import LINE_SECONDS, LOG, Bar, progress_bar, significant
 from .step import StepResult, TrainState, total_images
 
 
@@ -90,7 +91,7 @@ class RunLog(ExitStack):
         speed = (seen - self.first_image) / (now - self.started)
         norm, rate = round(results[-1].gradient_norm, 4), results[-1].learning_rate
         self.write(Step, round(mean, 5), round(speed, 4), norm, rate)
-        left = clock(max(0, self.total - seen) / speed)
+        left = timedelta(seconds=round(max(0, self.total - seen) / speed))
         text = f"{mean:.3f} {self.loss_name} · {significant(speed)} img/s · {left} left"
         if self.bar is not None:
             self.bar(seen, text)

@@ -190,7 +190,7 @@ def test_the_unit_is_named(monkeypatch, capsys) -> None:
     with progress("training", 20, "epochs"):
         advance_to(4.5 / 20)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %), 1:43 left"]
+    assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %), 0:01:43 left"]
     assert lines[2] == "training: done in 180.0 s"
 
 

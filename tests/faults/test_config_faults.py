@@ -92,17 +92,6 @@ def test_json_that_python_refuses(tmp_path: Path, text: str) -> None:
     refuses(r"config\.json cannot be read as a JSON object", RunFolder(tmp_path).read_config)
 
 
-def test_settings_that_are_nested_without_end() -> None:
-    deep: list[Any] = []
-    for _ in range(3000):
-        deep = [deep]
-    in_itself: list[Any] = []
-    in_itself.append(in_itself)
-    for value in (deep, in_itself):
-        refuses("^`atoms` must not be nested so deeply$", ModelConfig, atoms=value)
-        refuses("^`scale` must not be nested so deeply$", TrainConfig, role="noisy", scale=value)
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
     path = save_run(tmp_path / "run", "noisy") / name
