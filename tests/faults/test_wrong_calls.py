@@ -381,7 +381,6 @@ TARGETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "every", [24, pytest.param(1, marks=[pytest.mark.full, pytest.mark.budget(60)])]
 )
