@@ -69,6 +69,8 @@ class SmoothedPair(Pretrained):
                 'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
                 f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
             )
+        # A noisy model that is saved alone is not a plain one.
+        noisy.role, denoiser.role = noisy.role or "noisy", denoiser.role or "denoiser"
         self.noisy = noisy
         self.denoiser = denoiser
         self.smoothing = smoothing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ class Smoothing(ABC):
 
     kind: ClassVar[SmoothingKind]
     scale: float
-    stream: Stream = Stream.SMOOTHING
+    stream: Stream = field(default=Stream.SMOOTHING, repr=False)
     """Which stream of the random generator the noise comes from."""
 
     def __post_init__(self) -> None:

@@ -34,11 +34,8 @@ class Pretrained(nn.Module):
         dtype: torch.dtype | None = None,
         **hub: Any,
     ) -> Self:
-        """Read a pair or a network by its name or folder, in evaluation mode.
-
-        name, device, dtype, hub (revision, cache_dir, token, local_files_only) and errors: see
-        `dsmooth.load`. Raises ValueError for a pair in place of a network, and vice versa.
-        """
+        """`dsmooth.load(name).model`. Raises ValueError for a pair in place of a network, and vice
+        versa."""
         from ..pretrained import load
 
         model = load(name, device=device, dtype=dtype, kind=cls, **hub).model
@@ -48,19 +45,15 @@ class Pretrained(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path, **card: Any) -> None:
-        """Write the weights with their settings, and a model card.
-
-        card (scores, name, license) and errors: see `dsmooth.save`.
-        """
+        """`dsmooth.save(self, folder)`; card: scores, name, license."""
         from ..pretrained import save
 
         save(self, folder, **card)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Write the files of `save_pretrained` to the model `repo_id` on the Hugging Face Hub.
+        """`dsmooth.pretrained.push(self, repo_id)`; returns the address of the commit.
 
-        options (private, token, scores, license, commit_message), result and errors: see
-        `dsmooth.pretrained.push`.
+        options: private, token, scores, license, commit_message.
         """
         from ..pretrained import push
 

@@ -206,12 +206,14 @@ class RunFolder:
         stated.pop("dsmooth", None)
         settings = structured(stated, WeightsSettings, self.weights)
         if self.config.exists():
-            asked = WeightsSettings.of_run(*self.read_config(), weights_sha256="")
+            request, size = self.read_config()
+            asked = WeightsSettings.of_run(request, size, weights_sha256="")
             told = {
                 role: TrainingRecord(record.data, record.seed, record.clean_noise, "")
                 for role, record in settings.training.items()
             }
-            if words := difference(asdict(asked), asdict(replace(settings, training=told))):
+            found = {"role": ", ".join(told), **asdict(replace(settings, training=told))}
+            if words := difference({"role": request.role, **asdict(asked)}, found):
                 raise ValueError(
                     f"{self.config} is not of the weights next to it: {words}; they are of another "
                     "run, or the settings were edited"
