@@ -40,7 +40,7 @@ from benchmarks.networks import (
 from dsmooth.files import write_atomically
 from dsmooth.functional import use_impl
 from dsmooth.sampling import CachedSampler
-from dsmooth.training.graph import ReplayedStep
+from dsmooth.training.step import ReplayedStep
 
 BF16 = torch.bfloat16
 NETWORKS = {"mnist": MNIST, "cifar": CIFAR}

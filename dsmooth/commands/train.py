@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Role, TrainConfig
+from ..config import DERIVED, Role, TrainConfig
 from ..data.folder import shows_colours
 from ..files import read_json
 from ..presets import preset, with_settings
@@ -17,7 +17,7 @@ from ..pretrained.runs import RunFolder, run_config
 from ..progress import LOG
 from ..training import tensorboard
 from ..training import train as train_one
-from ..training.settings import initial_settings, stored_settings
+from ..training.settings import find_initial, stored_settings
 from .options import DEFAULT_PRESET, RGB_PRESET, Train, given_settings
 
 RGB_DATA = ("cifar10", "celeba")
@@ -74,7 +74,12 @@ def settings_of(
     if data != "celeba" and not (data == "folder" and options.preset is not None):
         changes["image_size"] = None  # these have a size of their own
     if (source := given.get("init")) is not None:
-        changes |= initial_settings(source, role)
+        initial = find_initial(source, role)
+        if (noise := initial.smoothing) is not None:
+            changes |= {"smoothing": noise.kind, "scale": noise.scale}
+        # The data decide the classes.
+        network = vars(initial.networks[role].config).items()
+        changes |= {name: value for name, value in network if name not in DERIVED}
     return preset(name, role, **{**changes, **given})
 
 

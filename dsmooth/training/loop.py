@@ -24,7 +24,7 @@ from ..progress import lines_shown
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import Evaluation, OnEvaluation, RunLog
-from .settings import check_same, complete, initial_network, load_data, stored_settings
+from .settings import check_initial, check_same, complete, find_initial, load_data, stored_settings
 from .step import READ_STEPS, TrainState, total_images
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints
@@ -98,14 +98,17 @@ def train(
             data = load_data(config) if dataset is None else split_own(dataset, labels)
             check_same(run, stored, *data)
             config = complete(config, *data, target, stored, started)
-            if stored is None:
-                initial = initial_network(config) if config.init else None
-                state = TrainState(config, data[0], target, initial)
-                save_checkpoint(run, state)  # from now on it can be resumed
-            else:
+            initial = None
+            if stored is not None:
                 check_same_run(stored, config, run.path)
-                state = TrainState(config, data[0], target)
+            elif config.init is not None:
+                initial = find_initial(config.init, config.role).networks[config.role]
+                check_initial(config.model, initial.config, config.init)
+            state = TrainState(config, data[0], target, initial)
+            if stored is not None:
                 restore(run, state)
+            else:
+                save_checkpoint(run, state)  # from now on it can be resumed
             run.write_config(config, data[1].image_size)
             if rank_and_size()[0] > 0:
                 on_evaluation = None

@@ -8,7 +8,6 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,6 @@ from ..distributed import from_first, gather
 from ..fields import SettingError, flatten
 from ..files import check_writable
 from ..machine import has_fast_bfloat16
-from ..nn import PixelCNNpp
 from ..pretrained import Loaded, load
 from ..pretrained.runs import RunFolder
 from ..progress import LOG
@@ -160,14 +158,6 @@ def within_budget(
     return replace(config, images=images, evaluations=evaluations)
 
 
-def initial_network(config: TrainConfig) -> PixelCNNpp:
-    """The network whose weights a new run begins with, which `config.init` names."""
-    assert config.init is not None
-    network = find_initial(config.init, config.role).networks[config.role]
-    check_initial(config.model, network.config, config.init)
-    return network
-
-
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
     # Classes that are not the other run's begin as images without a class.
@@ -189,14 +179,3 @@ def find_initial(source: str, role: Role) -> Loaded:
         roles = " and a ".join(loaded.networks)
         raise ValueError(f"{source} has a {roles} model, not a {role} one to begin with")
     return loaded
-
-
-def initial_settings(source: str, role: Role) -> dict[str, Any]:
-    """The smoothing and the network of `source`, with which a new run begins by default."""
-    initial = find_initial(source, role)
-    network = vars(initial.networks[role].config)
-    # The data decide the classes.
-    settings = {name: value for name, value in network.items() if name not in DERIVED}
-    if (noise := initial.smoothing) is not None:
-        settings |= {"smoothing": noise.kind, "scale": noise.scale}
-    return settings

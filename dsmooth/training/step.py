@@ -26,7 +26,6 @@ from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
-from .graph import ReplayedStep, uses_graph
 from .optimizers import EMA, Optimizer
 
 # Muon's best angle times the square root of the number of steps
@@ -37,6 +36,9 @@ LEAST_STEPS = 100
 COOLDOWN = 0.2  # the part of the images over which schedule=cooldown falls
 # Steps between reads of the loss, hence the latest that a NaN is noticed.
 READ_STEPS = 50
+# Calls that run as they are before one is recorded as a CUDA graph: they choose algorithms and
+# compile kernels, neither of which may happen while a graph is recorded.
+WARM_UP = 3
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -121,13 +123,9 @@ def dropout_seed(seed: int, position: Tensor) -> Tensor:
 def share_of_batch(config: TrainConfig) -> tuple[int, int]:
     """The share of a batch that this process computes: its first image, and how many images."""
     rank, size = rank_and_size()
-    unit = size * config.accumulate
-    if config.batch_size % unit:
-        raise SettingError(
-            "batch_size",
-            f"must be a multiple of {unit}, for {size} processes in {config.accumulate} parts "
-            f"each, got {config.batch_size}",
-        )
+    if config.batch_size % (unit := size * config.accumulate):
+        words = f"must be a multiple of {unit}, for {size} processes in {config.accumulate} parts"
+        raise SettingError("batch_size", f"{words} each, got {config.batch_size}")
     count = config.batch_size // size
     return rank * count, count
 
@@ -143,6 +141,45 @@ def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
         else weights[key]
         for key, value in model.state_dict().items()
     }
+
+
+def uses_graph(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the steps of a run are replayed. Raises ValueError if they must be and cannot."""
+    if config.graph == "on" and device.type != "cuda":
+        words = f"cannot be on: it needs a CUDA device, and this run computes on {device.type}"
+        raise SettingError("graph", f"{words}; use auto or off")
+    return config.graph != "off" and device.type == "cuda"
+
+
+class ReplayedStep:
+    """Runs `step` WARM_UP times on a side stream, then records it as a CUDA graph and replays."""
+
+    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+        self.step = step
+        self.device = device
+        self.calls = 0
+        # One stream for all calls and the recording: torch keeps freed memory for each.
+        self.side = torch.cuda.Stream(device)
+        self.graph = torch.cuda.CUDAGraph()
+
+    def __call__(self) -> None:
+        """One step, on the current stream."""
+        self.calls += 1
+        with torch.cuda.device(self.device):
+            if self.calls <= WARM_UP:
+                current = torch.cuda.current_stream()
+                self.side.wait_stream(current)
+                with torch.cuda.stream(self.side):
+                    self.step()
+                current.wait_stream(self.side)
+                return
+            if self.calls == WARM_UP + 1:
+                # Other threads, such as NCCL's, may call CUDA meanwhile.
+                with torch.cuda.graph(
+                    self.graph, stream=self.side, capture_error_mode="thread_local"
+                ):
+                    self.step()
+            self.graph.replay()
 
 
 class TrainState:

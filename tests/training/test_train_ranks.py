@@ -20,8 +20,7 @@ from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
 from dsmooth.pretrained.runs import Interrupted, RunFolder, Start
 from dsmooth.training import loop, settings, train
-from dsmooth.training.graph import uses_graph
-from dsmooth.training.step import share_of_batch
+from dsmooth.training.step import share_of_batch, uses_graph
 from tests.helpers.data_makers import refuses
 from tests.helpers.rank_processes import (
     COMMAND,

@@ -24,7 +24,7 @@ from dsmooth.functional import use_impl
 from dsmooth.functional.image_words import image_words as words_on_device
 from dsmooth.philox import Stream, image_words
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, graph, loop, settings, train
+from dsmooth.training import NonFiniteLoss, loop, settings, step, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.step import READ_STEPS, TrainState
 from tests.helpers.data_makers import random_dataset, refuses
@@ -170,23 +170,23 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, 
 def test_a_graph_that_must_be_and_cannot_says_why() -> None:
     words = "needs a CUDA device, and this run computes on cpu"
     refuses(words, TrainState, tiny(graph="on"), random_dataset(12), CPU)
-    assert not graph.uses_graph(tiny(), CPU)
-    assert graph.uses_graph(tiny(), CUDA)
-    assert not graph.uses_graph(tiny(graph="off"), CUDA)
+    assert not step.uses_graph(tiny(), CPU)
+    assert step.uses_graph(tiny(), CUDA)
+    assert not step.uses_graph(tiny(graph="off"), CUDA)
 
 
 def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device: nothing is executed inside a recording."""
     cuda, executed, recorded = MagicMock(), [], []
-    monkeypatch.setattr(graph.torch, "cuda", cuda)
+    monkeypatch.setattr(step.torch, "cuda", cuda)
     recorded_graph, recording = cuda.CUDAGraph.return_value, cuda.graph.return_value
 
     def work() -> None:
         inside = recording.__enter__.called and not recording.__exit__.called
         (recorded if inside else executed).append(1)
 
-    run = graph.ReplayedStep(work, CUDA)
-    for calls in range(1, graph.WARM_UP + 4):
+    run = step.ReplayedStep(work, CUDA)
+    for calls in range(1, step.WARM_UP + 4):
         run()
         assert len(executed) + recorded_graph.replay.call_count == calls
     assert len(recorded) == 1
