@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -96,14 +95,6 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert uses_graph(tiny(graph="on"), torch.device("cuda:0"))  # NCCL's all_reduce is recorded
 
 
-def wait_for(what: Callable[[], bool], process: ForkedPython) -> None:
-    deadline = time.monotonic() + 240
-    while not what():
-        assert process.returncode is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def images_saved(run: RunFolder) -> int:
     """Images of the newest checkpoint; 0 while there is none, or one takes its place."""
     try:
@@ -148,7 +139,9 @@ def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> 
     command = ["train", "noisy", *TINY.split(), "--images=100000", "--out=run"]
     ranks = start_ranks(2, command, tmp_path)
     run = RunFolder(tmp_path / "run")
-    wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, ranks[0])
+    while not (run.log.exists() and len(run.read_log()) > 1):
+        assert ranks[0].returncode is None, ranks[0].communicate()
+        time.sleep(0.05)
     for number in (signal.SIGINT, signal.SIGTERM):
         for rank in ranks:
             rank.send_signal(number)
