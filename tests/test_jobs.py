@@ -78,19 +78,27 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=JOBS, scope="module")
+@pytest.fixture(params=JOBS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def whole(name: str, ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+def found() -> dict[str, Files]:
+    """The files of jobs that were asked for here: workers share the jobs out."""
+    return {}
+
+
+@pytest.fixture
+def whole(name: str, ground: Path, found: dict[str, Files], tmp_path_factory) -> Files:
     """The files of the job, by one process and one thread."""
-    folder = copied(ground, tmp_path_factory.mktemp("whole") / "place")
-    with pytest.MonkeyPatch.context() as patch, without_plots():
-        patch.chdir(folder)
-        assert run(*JOBS[name].words, "--threads", "1") == 0
-    return contents(folder / "out")
+    if name not in found:
+        folder = copied(ground, tmp_path_factory.mktemp("whole") / "place")
+        with pytest.MonkeyPatch.context() as patch, without_plots():
+            patch.chdir(folder)
+            assert run(*JOBS[name].words, "--threads", "1") == 0
+        found[name] = contents(folder / "out")
+    return found[name]
 
 
 def copied(ground: Path, folder: Path) -> Path:
