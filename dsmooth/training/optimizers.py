@@ -79,16 +79,38 @@ class FlatParameters:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """The gradients of all parameters, to which `backward` adds from now on."""
-        gradient = torch.zeros_like(self.values)
-        for name, view in self.views(gradient).items():
-            self.parameters[name].grad = view
-        return gradient
+        """The gradients of all parameters, as `gather_gradients` left them."""
+        return torch.zeros_like(self.values)
+
+    @cached_property
+    def _targets(self) -> list[Tensor]:
+        """The gradients in the order of memory: torch copies lists at once if no strides differ."""
+        places = zip(self.offsets.values(), self.parameters.values(), strict=True)
+        return [self.gradient[start : start + p.numel()] for start, p in places]
+
+    @torch.no_grad()
+    def gather_gradients(self) -> Tensor:
+        """Move the parameters' gradients into `gradient`, by one launch, and return it.
+
+        If they were parts of `gradient`, `backward` would add to each by a launch of its own.
+        """
+        gradients = [in_memory_order(p.grad, p) for p in self.parameters.values()]
+        torch._foreach_copy_(self._targets, gradients)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return self.gradient
 
 
 def slot(elements: int) -> int:
     """The elements that a parameter takes in a buffer, with the zeros after it."""
     return -(-elements // ALIGNMENT) * ALIGNMENT
+
+
+def in_memory_order(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """The elements of a gradient in the memory order of its parameter; zeros of None."""
+    if gradient is None:
+        return parameter.new_zeros(parameter.numel())
+    return (gradient.permute(0, 2, 3, 1) if gradient.ndim == 4 else gradient).reshape(-1)
 
 
 def polar_operator(gram: Tensor) -> Tensor:

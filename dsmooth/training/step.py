@@ -294,9 +294,9 @@ class TrainState:
         """One update, from tensors on the device to tensors on the device."""
         (position, row), (rate, angle, weight) = self.place, self.rates
         self.model.train()
-        flat = self.optimizer.flat
-        gradient = flat.gradient.zero_()
         loss = self._backward(position)
+        flat = self.optimizer.flat
+        gradient = flat.gather_gradients()
         add_up(gradient, self.group)
         norm = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm is not None:
