@@ -85,6 +85,10 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(escape_control(f"dsmooth: error: {line}"), file=sys.stderr)
         status = 1
+        try:
+            sys.stdout.flush()
+        except OSError:  # what a full disk did not take must not fail again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if size > 1 or status < 0:
         # Python's own way out waits for threads at work, and a thread of torch's process group may
         # abort it.
