@@ -59,7 +59,10 @@ def main(args: Sequence[str] | None = None) -> None:
     status, size = 0, 1  # a negative status: the process must leave at once
     try:
         with ExitStack() as stack:
-            command = parse(args)
+            try:
+                command = parse(args)
+            finally:
+                sys.stdout.flush()  # a full disk is an error of the help, too
             from .distributed import process_group, rank_and_size  # torch with them
 
             size = rank_and_size()[1]
@@ -151,7 +154,7 @@ def option_names(kind: type) -> set[str]:
 def parse(args: Sequence[str]) -> object:
     """The verb's options that the arguments mean; prints help, or an error, and leaves."""
     if args[:1] == ["--version"]:
-        print(f"dsmooth {__version__}", flush=True)
+        print(f"dsmooth {__version__}")
         sys.exit(0)
     prog, kind, rest = "dsmooth", cast(Any, VERBS), list(args)
     while isinstance(kind, dict) and rest and rest[0] in kind:
