@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from benchmarks import results, write_docs
+from benchmarks import records, write_docs
 
 FOLDER = Path(__file__).resolve().parent
 FILE = "results.json"
@@ -58,7 +58,7 @@ def main() -> int:
         print(f"unknown suite {unknown[0]!r}: the suites are {', '.join(SUITES)}", file=sys.stderr)
         return 2
     try:
-        saved = None if options.compare is None else results.load(options.compare)
+        saved = None if options.compare is None else records.load(options.compare)
     except (OSError, ValueError) as error:
         print(f"python benchmarks: error: {error}", file=sys.stderr)
         return 2
@@ -68,17 +68,17 @@ def main() -> int:
     for suite in options.suites or SUITES:
         found, ended = run(suite, options)
         # Saved at once: the next suite may be interrupted.
-        results.save(path, results.merge(results.load(path) if path.exists() else [], found))
+        records.save(path, records.merge(records.load(path) if path.exists() else [], found))
         measured += found
         status = status or (0 if ended == NO_CASES else ended)
     if measured:
         show(measured, options.out)
     if saved is not None:
-        print(*results.compare(saved, measured), sep="\n")
+        print(*records.compare(saved, measured), sep="\n")
     return status
 
 
-def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
+def run(suite: str, options: Options) -> tuple[list[records.Result], int]:
     """A suite's results, and pytest's exit status; after Ctrl-C those of the finished cases."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pytest-benchmark.json"
@@ -94,13 +94,13 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
         ]
         status = subprocess.run(command, cwd=FOLDER).returncode
         text = path.read_text() if path.exists() else ""
-    records = json.loads(text)["benchmarks"] if text else []
-    return [record["extra_info"] for record in records if record["extra_info"]], status
+    found = json.loads(text)["benchmarks"] if text else []
+    return [case["extra_info"] for case in found if case["extra_info"]], status
 
 
-def show(measured: list[results.Result], folder: Path) -> None:
+def show(measured: list[records.Result], folder: Path) -> None:
     """Print a table of results."""
-    table = results.table(measured)
+    table = records.table(measured)
     if sys.stdout.isatty():
         table.show()
     else:
@@ -110,7 +110,7 @@ def show(measured: list[results.Result], folder: Path) -> None:
         worst = max(busy, key=lambda result: result["load"])
         print(
             f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of "
-            f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
+            f"{len(measured)} cases (up to {worst['load']:.1f}, in {records.name_of(worst)}): "
             "other programs ran at the same time."
         )
     print(f"Results: {folder / FILE}")

@@ -50,7 +50,8 @@ def bench_gated_resnet(bench: Bench, f: int, size: int, dtype: torch.dtype) -> N
 
     def block(impl: Any) -> Callable[..., Tensor]:
         def run(x: Tensor, skip: Tensor, *w: Tensor) -> Tensor:
-            return gated_resnet(x, w[:2], w[2:4], skip, w[4:], shift="down_right", impl=impl)
+            conv_in, conv_out, nin_skip = (w[0], w[1]), (w[2], w[3]), (w[4], w[5])
+            return gated_resnet(x, conv_in, conv_out, skip, nin_skip, shift="down_right", impl=impl)
 
         return run
 

@@ -11,13 +11,15 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.incremental import IncrementalPair
-from benchmarks.measure import Bench, Run, Work, quick, smoke
+from benchmarks.measure import Bench, Work, quick, smoke
 from benchmarks.networks import SMALL, flops_of_forward, make_pair, never_fall_back
 from dsmooth import SmoothedPair
+from dsmooth.config import Precision
+from dsmooth.machine import has_fast_bfloat16
 from dsmooth.sampling import sequential_sample
-from dsmooth.sampling.request import draws_faster_in_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
 PACKAGED = partial(SmoothedPair.from_pretrained, "mnist")
@@ -38,11 +40,12 @@ def bench_incremental(
     bench: Bench, make: Callable[[], SmoothedPair], batch: int, dtype: torch.dtype
 ) -> None:
     """Two-step sampling by one thread, all contenders in `dtype`, in CPU seconds of the process."""
-    bench.require(dtype, draws_faster_in_bfloat16)
-    pair, precision = make(), str(dtype).removeprefix("torch.")
+    bench.require(dtype, has_fast_bfloat16)
+    pair = make()
+    precision: Precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
     label = torch.full((batch,), -1) if pair.classes else None
     eager = IncrementalPair(pair, dtype=dtype)
-    contenders: dict[str, Run] = {"cached PyTorch": partial(eager.sample, batch)}
+    contenders: dict[str, Callable[[], Tensor]] = {"cached PyTorch": partial(eager.sample, batch)}
     if bench.smoke:
         x, (height, width) = eager.sample(batch), pair.image_size
         draw = partial(sequential_sample, n=batch, height=height, width=width, seed=0)

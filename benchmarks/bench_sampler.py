@@ -20,9 +20,8 @@ from benchmarks.networks import (
     flops_of_forward,
     plain_pass,
 )
-from dsmooth.machine import torch_threads
+from dsmooth.machine import has_fast_bfloat16, torch_threads
 from dsmooth.sampling import CachedSampler, sequential_sample
-from dsmooth.sampling.request import draws_faster_in_bfloat16
 
 pytestmark = pytest.mark.usefixtures("native")
 BF16 = torch.bfloat16
@@ -43,7 +42,7 @@ BF16 = torch.bfloat16
 )
 def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype) -> None:
     """Batch sweep, and time against H W: linear, where plain sampling's is quadratic."""
-    bench.require(dtype, draws_faster_in_bfloat16)
+    bench.require(dtype, has_fast_bfloat16)
     model = network.build()
     sampler = CachedSampler(model, dtype)
     size = network.size

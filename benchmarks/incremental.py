@@ -98,7 +98,8 @@ class Weights:
         self.stem_u, self.stem_above = product(model.stem_u), product(model.stem_ul_above)
         self.stem_left, self.head = product(model.stem_ul_left), product(model.head)
         hidden = model.hidden
-        self.hidden = hidden and [product(c) for c in (hidden.above, hidden.left, hidden.ul)]
+        convs = (hidden.above, hidden.left, hidden.ul) if hidden else ()
+        self.hidden = [product(conv) for conv in convs]
 
 
 Blocks = list[list[Tensor]]  # tensors by level
@@ -250,7 +251,7 @@ class IncrementalSampler:
         entry = F.linear(last, w.stem_above.here) + started * w.stem_above.bias + encoded[1]
         left = F.linear(seen[1, :-1], w.stem_left.above) + later * w.stem_left.bias
         given[0].append(entry + left)
-        if w.hidden is not None:
+        if w.hidden:
             over, left_weights, own = w.hidden
             hidden = F.linear(last, over.here, own.bias) + started * over.bias
             given[0].append(hidden + later * left_weights.bias)
@@ -267,7 +268,7 @@ class IncrementalSampler:
                 u = run(level, *layers, u)
                 stacks[level].append(u)
             new[level].insert(0, u)
-        left_over = []
+        left_over: list[Tensor] = []
         for level in reversed(range(levels)):
             if level == LEVELS - 1:
                 u = stacks[level].pop()
@@ -315,7 +316,7 @@ class IncrementalSampler:
             return gated(x, next(above[level]) + F.linear(here, layer.conv_out.here))
 
         ul = next(above[0]) + F.linear(seen, w.stem_left.here)
-        hidden = next(above[0]) if w.hidden is not None else None
+        given_hidden = next(above[0]) if w.hidden else None
         stacks: Blocks = []
         for level in range(levels):
             if level > 0:
@@ -326,7 +327,7 @@ class IncrementalSampler:
                 ul = run(level, layer, ul)
                 stacks[level].append(ul)
             kept[level].insert(0, ul)
-        grown = []
+        grown: list[Tensor] = []
         for level in reversed(range(levels)):
             if level == LEVELS - 1:
                 ul = stacks[level].pop()
@@ -341,9 +342,9 @@ class IncrementalSampler:
             for _, layer in w.down[level]:
                 ul = run(level, layer, ul, stacks[level].pop())
         value = F.elu(ul)
-        if hidden is not None:
+        if given_hidden is not None:
             _, left_weights, own = w.hidden
-            hidden = hidden + F.linear(seen, left_weights.here) + F.linear(value, own.here)
+            hidden = given_hidden + F.linear(seen, left_weights.here) + F.linear(value, own.here)
             value = torch.cat([concat_elu(hidden), value], -1)
         x = self._draw(F.linear(value, w.head.here, w.head.bias), component, noise)
         seen = self.model._seen(x[:, :, None, None]).flatten(1).to(self.dtype)

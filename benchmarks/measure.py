@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import results
+from benchmarks import records
 from dsmooth import _extension
 from dsmooth.machine import cpu_name
 from dsmooth.progress import LINE_SECONDS
@@ -199,7 +199,7 @@ class Bench:
         self.benchmark.pedantic(contenders[ours], rounds=1)
         if self.smoke:
             return None
-        made = {name: matmul(dtype) if name == "torch.mm" else copy() for name in limits}
+        made = {str(name): matmul(dtype) if name == "torch.mm" else copy() for name in limits}
         turns = take_turns({**contenders, **made}, **timing)
         rates = {n: [m.unit, _round(m.amount / turns.of(n).median)] for n, m in made.items()}
         work, seconds = work or Work(), turns.of(ours).median
@@ -222,7 +222,7 @@ class Bench:
         }
         self.benchmark.extra_info.update(result)
         with self.capsys.disabled():
-            print("\n  " + "  ".join(filter(None, results.cells(result))), flush=True)
+            print("\n  " + "  ".join(filter(None, records.cells(result))), flush=True)
         return turns
 
 

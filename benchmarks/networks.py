@@ -89,7 +89,7 @@ def make_step(
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Return a function that makes one update by Adam, with clipping, and returns its loss."""
-    model.to(x.device, memory_format=torch.channels_last)
+    model.to(x.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=x.is_cuda)
     log_prob = model.log_prob
     if compiled:
@@ -125,7 +125,7 @@ def make_state(name: str, role: Any, device: torch.device, **settings: Any) -> T
 
 def never_fall_back() -> None:
     """Make torch.compile fail where it would fall back to eager after many shapes."""
-    dynamo = import_module("torch._dynamo.config")
+    dynamo: Any = import_module("torch._dynamo.config")
     dynamo.recompile_limit = 64
     dynamo.fail_on_recompile_limit_hit = True
 

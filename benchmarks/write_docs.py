@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import results
-from benchmarks.results import Result
+from benchmarks import records
+from benchmarks.records import Result
 from dsmooth.text import Table
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ OMITTED = re.compile(
 
 def saved_results() -> dict[Path, list[Result]]:
     """The committed results, by file."""
-    return {path: results.load(path) for path in sorted(SAVED.glob("*.json"))}
+    return {path: records.load(path) for path in sorted(SAVED.glob("*.json"))}
 
 
 def texts() -> dict[Path, str]:
@@ -56,7 +56,7 @@ def between_marks(page: str, generated: str) -> str:
 
 def page_table(saved: dict[Path, list[Result]]) -> Iterator[str]:
     """A row for each case with a cell for each machine, and how each machine was measured."""
-    names = {(r["suite"], r["case"]): results.name_of(r) for rs in saved.values() for r in rs}
+    names = {(r["suite"], r["case"]): records.name_of(r) for rs in saved.values() for r in rs}
     rows = {place: name for place, name in names.items() if not OMITTED.fullmatch(name)}
     yield f"\n{table(saved, dict(sorted(rows.items())), share=True).markdown()}\n"
     for path, measured in saved.items():
@@ -90,10 +90,10 @@ def table(
     def cell(result: Result | None) -> str:
         if result is None:
             return "–"
-        rate = results.rate_text(result)
+        rate = records.rate_text(result)
         rate += "" if result["dtype"] == "float32" else f" ({result['dtype']})"
-        limit = results.limit_text(result) if share else ""
-        return ", ".join(filter(None, (rate, results.ratios_text(result), limit)))
+        limit = records.limit_text(result) if share else ""
+        return ", ".join(filter(None, (rate, records.ratios_text(result), limit)))
 
     cells = [[words, *(cell(m.get(place)) for m in machines)] for place, words in rows.items()]
     return Table(["", *map(machine, saved.values())], cells)

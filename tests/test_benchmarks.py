@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import results, write_docs
+from benchmarks import records, write_docs
 from benchmarks.measure import take_turns
 from benchmarks.networks import SMALL, make_step, plain_pass
 
@@ -23,15 +23,15 @@ def test_the_documents_are_what_the_results_give() -> None:
 
 def test_a_case_differs_where_the_quartiles_do_not_overlap() -> None:
     (saved, *_) = write_docs.saved_results().values()
-    assert results.merge(saved, saved[3:5]) == saved
-    (total,) = results.compare(saved, saved)
+    assert records.merge(saved, saved[3:5]) == saved
+    (total,) = records.compare(saved, saved)
     assert total.endswith("numbers compared, 0 differ beyond the spread.")
     for change, word in ((0.5, "better"), (2.0, "WORSE")):
         after = copy.deepcopy(saved)
         seconds = after[0]["seconds"]
         seconds[after[0]["ours"]] = [change * value for value in seconds[after[0]["ours"]]]
-        change_text, total = results.compare(saved, after)
-        assert change_text.startswith(f"{results.name_of(saved[0])}: seconds ")
+        change_text, total = records.compare(saved, after)
+        assert change_text.startswith(f"{records.name_of(saved[0])}: seconds ")
         assert f"({word}, {change - 1:+.0%})" in change_text
         assert ", 1 differ beyond the spread." in total
 

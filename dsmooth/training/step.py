@@ -154,7 +154,7 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
 class ReplayedStep:
     """Runs `step` WARM_UP times on a side stream, then records it as a CUDA graph and replays."""
 
-    def __init__(self, step: Callable[[], None], device: torch.device) -> None:
+    def __init__(self, step: Callable[[], object], device: torch.device) -> None:
         self.step = step
         self.device = device
         self.calls = 0
