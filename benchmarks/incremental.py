@@ -154,11 +154,10 @@ class IncrementalSampler:
         """The images of `sequential_sample`: (n, 1, H, W)."""
         (height, width), f = size, self.f
         x, zeros = torch.zeros(n, 1, height, width), partial(torch.zeros, dtype=self.dtype)
-        label = torch.full((n,), -1) if self.model.config.classes else None
-        encoded = self.model.encode_context(x, context, label)
         streams = [zeros(height, width, n, f)] * 2
-        if encoded.streams is not None:
-            streams = [e.permute(2, 3, 0, 1).contiguous().to(self.dtype) for e in encoded.streams]
+        if self.model.encoder is not None:
+            encoded = self.model.encoder(context)
+            streams = [e.permute(2, 3, 0, 1).contiguous().to(self.dtype) for e in encoded]
         component, noise = self._noise(n, size, seed)
         widths = [width >> level for level in range(LEVELS)]
         seen = zeros(2, width + 1, n, self.model.config.input_channels)  # a column before

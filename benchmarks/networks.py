@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -67,14 +69,17 @@ def plain_pass(model: PixelCNNpp, shape: tuple[int, ...]) -> Callable[[], None]:
     """
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     x = torch.zeros(shape)
-    with torch.no_grad(), use_impl("reference"):
-        # A label of zeros: the work is the same for every label.
-        label = torch.full(shape[:1], -1) if model.config.classes else None
-        encoded = model.encode_context(x, context, label)
+    # No class: the work is the same for every label.
+    label = torch.full(shape[:1], -1) if model.config.classes else None
+    encoded: AbstractContextManager[object] = nullcontext()
+    if model.encoder is not None:
+        with torch.no_grad(), use_impl("reference"):
+            streams = model.encoder(context)
+        encoded = patch.object(model.encoder, "forward", return_value=streams)
 
     def run() -> None:
-        with torch.no_grad(), use_impl("reference"):
-            model.decode(x, encoded)
+        with torch.no_grad(), use_impl("reference"), encoded:
+            model(x, context, label)
 
     return run
 

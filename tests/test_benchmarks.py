@@ -48,7 +48,7 @@ def test_contenders_take_turns_and_only_timed_calls_count() -> None:
 
 def test_plain_sampling_encodes_its_context_once() -> None:
     model, calls = SMALL.build("concat"), []
-    model.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    model.encoder.stem.register_forward_hook(lambda *_: calls.append("encoder"))
     model.head.register_forward_hook(lambda *_: calls.append("head"))
     one_pixel = plain_pass(model, SMALL.shape(2))
     for _ in range(3):

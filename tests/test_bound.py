@@ -95,13 +95,13 @@ def test_the_prior_counts_in_choosing_classes() -> None:
 def test_how_many_passes_a_bound_takes(top_classes: dict[str, None], passes: int) -> None:
     """Three classes of 30, and the pass that chooses them, which also computes a gradient."""
     pair, seen = tiny_pair(classes=(30, 0)), []
-    decode = dsmooth.PixelCNNpp.decode
+    forward = dsmooth.PixelCNNpp.given_vector
 
     def counted(model: dsmooth.PixelCNNpp, x: Tensor, *rest: object) -> Tensor:
         seen.append((model.config.n_classes, len(x)))
-        return decode(model, x, *rest)
+        return forward(model, x, *rest)
 
-    with patch.object(dsmooth.PixelCNNpp, "decode", counted):
+    with patch.object(dsmooth.PixelCNNpp, "given_vector", counted):
         pair.elbo(images(2), **top_classes)
     assert sorted(seen) == [(0, 2)] + [(30, 2)] * passes
 

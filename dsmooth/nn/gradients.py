@@ -45,8 +45,8 @@ class _LogProb(nn.Module):
         """With a label, or with the vectors of classes, which may be of no single class."""
         if vector is None:
             return self.model.log_prob_given(x, self.model(x, label=label))
-        encoded = self.model.encode(context, vector.to(self.model.dtype))
-        return self.model.log_prob_given(x, self.model.decode(x, encoded))
+        params = self.model.given_vector(x, context, vector.to(self.model.dtype))
+        return self.model.log_prob_given(x, params)
 
 
 def _gradient(model: PixelCNNpp, name: str, inputs: Mapping[str, Tensor | None]) -> Tensor:

@@ -4,52 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig, Role
-from ..functional import Shift, concat_elu, down_shift, logistic_mixture_log_prob, right_shift
+from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.checks import check_tensor
 from ..functional.dispatch import without_autocast
 from ..philox import draw_seed
 from ..pixels import are_sides
 from .condition import ClassLabel, check_context, labels_of, one_hot
 from .images import check_images, check_scale, fourier_features, snap_half_precision
-from .layers import Conv1x1, GatedResnet, Skip, WeightNormConv, listed
+from .layers import Conv1x1, GatedResnet, WeightNormConv, listed
 from .pretrained import Pretrained
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
-
-
-class Encoded(NamedTuple):
-    """The condition of a batch, as `PixelCNNpp.decode` takes it."""
-
-    stacked: Tensor | None = None  # (B, C, H, W), the context of conditioning="stack"
-    streams: Streams | None = None  # e_u and e_ul of "concat"
-    vector: Tensor | None = None  # (B, D), an input of every gated resnet
-
-
-class Dropout(NamedTuple):
-    """The dropout of one forward pass."""
-
-    seed: Tensor | None = None  # int64 scalar; drawn from torch's generator if None
-    first_image: int = 0  # index of the first image in a larger batch whose dropout is shared
-
-
-def _resnet(
-    config: ModelConfig, filters: int, kernel: tuple[int, int], shift: Shift, skip_channels: int = 0
-) -> GatedResnet:
-    return GatedResnet(
-        filters,
-        kernel,
-        shift=shift,
-        skip_channels=skip_channels,
-        condition_size=config.n_classes,
-        dropout=config.dropout,
-    )
 
 
 class Block(nn.Module):
@@ -60,9 +32,10 @@ class Block(nn.Module):
         f = config.n_filters
         # Skip inputs: upward, u for ul; downward, a skip for u, and u and a skip for ul.
         u_skip, ul_skip = (f, 2 * f) if down else (0, f)
-        layers = range(n_layers)
-        self.u = listed(_resnet(config, f, (2, 3), "down", u_skip) for _ in layers)
-        self.ul = listed(_resnet(config, f, (2, 2), "down_right", ul_skip) for _ in layers)
+        size, layers = config.n_classes, range(n_layers)
+        new = partial(GatedResnet, f, condition_size=size, dropout=config.dropout)
+        self.u = listed(new((2, 3), shift="down", skip_channels=u_skip) for _ in layers)
+        self.ul = listed(new((2, 2), shift="down_right", skip_channels=ul_skip) for _ in layers)
 
     def __iter__(self) -> Iterator[tuple[GatedResnet, GatedResnet]]:
         """The layers (u, ul) in execution order."""
@@ -76,16 +49,17 @@ class ContextEncoder(nn.Module):
         super().__init__()
         f, width = config.n_filters, config.context_filters or config.n_filters
         self.stem = WeightNormConv(config.image_channels + 1, width, (3, 3))
-        layers = range(config.context_layers)
-        self.layers = listed(_resnet(config, width, (3, 3), "none") for _ in layers)
+        size, layers = config.n_classes, range(config.context_layers)
+        new = partial(GatedResnet, width, condition_size=size, dropout=config.dropout)
+        self.layers = listed(new((3, 3), shift="none") for _ in layers)
         self.nin_u = WeightNormConv(width, f, (1, 1))
         self.nin_ul = WeightNormConv(width, f, (1, 1))
 
-    def forward(self, context: Tensor, vector: Tensor | None, dropout: Dropout) -> Streams:
-        """(B, C, H, W) and the vectors (B, D) of the images -> e_u and e_ul, each (B, F, H, W)."""
+    def forward(self, context: Tensor, **given: Any) -> Streams:
+        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W). given: to each gated resnet."""
         e = self.stem(_with_ones(context))
         for layer in self.layers:
-            e = layer(e, condition=vector, seed=dropout.seed, first_image=dropout.first_image)
+            e = layer(e, **given)
         return self.nin_u(e), self.nin_ul(e)
 
 
@@ -160,43 +134,31 @@ class PixelCNNpp(Pretrained):
         x: (B, C, H, W) in [-1, 1] (noisy images may exceed it), H and W multiples of 4.
         context: (B, C, H, W), like x, only for a conditioned model. label: only for a model with
         classes: (B,) int64, -1 for an image without one, a list of such numbers or of names of
-        classes, or one class of all images. seed, first_image: see `Dropout`. Returns (B, P, H, W),
-        for x without the context: logits, then means, log-scales and coefficients per colour, as in
-        docs/math.md, section 1.
+        classes, or one class of all images. seed: of dropout, an int64 scalar; drawn from torch's
+        generator if None. first_image: index of the first image in a larger batch whose dropout is
+        shared. Returns (B, P, H, W), for x without the context: logits, then means, log-scales and
+        coefficients per colour, as in docs/math.md, section 1.
 
         Raises ValueError for a wrong shape and for a missing or unexpected context or label,
         TypeError for a wrong dtype.
         """
-        if seed is None and self.training and self.config.dropout > 0:
-            seed = draw_seed(x.device)  # one seed for all gated resnets
-        dropout = Dropout(seed, first_image)
-        return self.decode(x, self.encode_context(x, context, label, dropout), dropout)
+        vector = self._vector(x, context, label)
+        return self.given_vector(x, context, vector, seed, first_image)
 
-    def encode_context(
+    def given_vector(
         self,
         x: Tensor,
-        context: Tensor | None = None,
-        label: ClassLabel | None = None,
-        dropout: Dropout | None = None,
-    ) -> Encoded:
-        """Check `x`, its context and its label; return the encoded condition for `decode`."""
-        self._check(x, context)
-        numbers = labels_of(label, self.config.classes, x.shape[0], x.device)
-        vector = one_hot(numbers, self.config.n_classes, self.head.bias)
-        return self.encode(context, vector, dropout)
-
-    def encode(
-        self, context: Tensor | None, vector: Tensor | None, dropout: Dropout | None = None
-    ) -> Encoded:
-        """The encoded condition of a context and of class vectors (B, n_classes), unchecked."""
-        if self.encoder is None or context is None:
-            return Encoded(context, None, vector)
-        return Encoded(None, self.encoder(context, vector, dropout or Dropout()), vector)
-
-    def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
-        """`forward` for an encoded condition, which a sampler computes once for many calls."""
+        context: Tensor | None,
+        vector: Tensor | None,
+        seed: Tensor | None = None,
+        first_image: int = 0,
+    ) -> Tensor:
+        """`forward` with a vector (B, n_classes) in place of each label, unchecked."""
+        if seed is None and self.training and self.config.dropout > 0:
+            seed = draw_seed(x.device)  # one seed for all gated resnets
         seen, dtype = self._seen(x), self.dtype
-        _, ul = self._streams(seen, encoded, dropout or Dropout())[-1]
+        given = {"condition": vector, "seed": seed, "first_image": first_image}
+        _, ul = self._streams(seen, context, given)[-1]
         value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
         if self.hidden is not None:
             hidden = self.hidden(seen, value).to(dtype)
@@ -234,8 +196,8 @@ class PixelCNNpp(Pretrained):
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
-        encoded = self.encode_context(x, context, label)
-        streams = self._streams(self._seen(x), encoded, Dropout())
+        vector = self._vector(x, context, label)
+        streams = self._streams(self._seen(x), context, {"condition": vector})
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
             for (name, scale), (u, ul) in zip(scales.items(), streams, strict=True)
@@ -290,28 +252,29 @@ class PixelCNNpp(Pretrained):
             return torch.cat([_with_ones(x), fourier_features(x, octaves)], dim=1)
         return _with_ones(x)
 
-    def _streams(self, x: Tensor, encoded: Encoded, dropout: Dropout) -> list[Streams]:
-        """The outputs of the six blocks for the result of `_seen`, below a stacked context."""
+    def _streams(self, x: Tensor, context: Tensor | None, given: dict[str, Any]) -> list[Streams]:
+        """The outputs of the six blocks for the result of `_seen`, below a stacked context.
 
-        def run(layer: GatedResnet, *inputs: Skip) -> Tensor:
-            seed, first_image = dropout
-            return layer(*inputs, condition=encoded.vector, seed=seed, first_image=first_image)
-
-        if encoded.stacked is not None:
-            above = _with_ones(encoded.stacked)
+        given: arguments of each gated resnet.
+        """
+        encoded: Streams | None = None
+        if context is not None and self.encoder is not None:
+            encoded = self.encoder(context, **given)
+        elif context is not None:
+            above = _with_ones(context)
             above = F.pad(above, (0, 0, 0, 0, 0, x.shape[1] - above.shape[1]))
             x = torch.cat([above, x], dim=2)
         u, above, left = self.stem_u(x), self.stem_ul_above(x), self.stem_ul_left(x)
         u, ul = down_shift(u), down_shift(above) + right_shift(left)
-        if encoded.streams is not None:
-            u, ul = u + encoded.streams[0], ul + encoded.streams[1]
+        if encoded is not None:
+            u, ul = u + encoded[0], ul + encoded[1]
 
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(self.up):
             for res_u, res_ul in block:
-                u = run(res_u, u)
-                ul = run(res_ul, ul, u)
+                u = res_u(u, **given)
+                ul = res_ul(ul, u, **given)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -322,14 +285,15 @@ class PixelCNNpp(Pretrained):
         for i, block in enumerate(self.down):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = run(res_u, u, skip_u)
-                ul = run(res_ul, ul, (u, skip_ul))
+                u = res_u(u, skip_u, **given)
+                ul = res_ul(ul, (u, skip_ul), **given)
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)
         return outputs
 
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
+    def _vector(self, x: Tensor, context: Tensor | None, label: ClassLabel | None) -> Tensor | None:
+        """Check the input of `forward`; the vectors (B, n_classes) of the labels."""
         check_images("x", x)
         channels = self.config.image_channels
         dtypes = () if torch.is_autocast_enabled(x.device.type) else (self.dtype,)
@@ -340,6 +304,8 @@ class PixelCNNpp(Pretrained):
                 "pad or crop the images"
             )
         check_context(context, self.config.conditioning, x)
+        numbers = labels_of(label, self.config.classes, x.shape[0], x.device)
+        return one_hot(numbers, self.config.n_classes, self.head.bias)
 
 
 def _with_ones(x: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from dsmooth.functional import concat_elu
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, Mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
-from dsmooth.nn.pixelcnnpp import Dropout, Encoded
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, cached
 from dsmooth.sampling.cached import sample_images
@@ -168,7 +167,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
     x = make_sampler(model, torch.bfloat16, code).sample(1, 4, 4, temperature=1e-7).cpu()
     model.double()
     seen = model._seen(torch.zeros(x.shape, dtype=torch.float64))
-    operands = torch.nn.functional.elu(model._streams(seen, Encoded(), Dropout())[-1][1])
+    operands = torch.nn.functional.elu(model._streams(seen, None, {})[-1][1])
     weight, hidden = model.head.affine()[0][1].view(1, -1, 1, 1), operands[:, :0]
     if head_filters:
         hidden = concat_elu(model.hidden(seen, operands))

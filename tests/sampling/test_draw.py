@@ -240,8 +240,8 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
 class White(dsmooth.PixelCNNpp):
     """Its pixels are white."""
 
-    def decode(self, *inputs: Any) -> torch.Tensor:
-        params = super().decode(*inputs)
+    def given_vector(self, *inputs: Any) -> torch.Tensor:
+        params = super().given_vector(*inputs)
         return torch.where(torch.arange(params.shape[1]).view(-1, 1, 1) < 6, params * 0 + 1, -7)
 
 
@@ -249,8 +249,8 @@ def hook(_: object, inputs: Any) -> Any:
     return (inputs[0] * 0 + 1, *inputs[1:])
 
 
-def double(decode: Any, *inputs: Any) -> torch.Tensor:
-    return 2 * decode(*inputs)
+def double(forward: Any, *inputs: Any) -> torch.Tensor:
+    return 2 * forward(*inputs)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def double(decode: Any, *inputs: Any) -> torch.Tensor:
             "stem_u is a Sequential, not the library's own",
         ),
         (
-            lambda m: setattr(m, "decode", partial(double, m.decode)),
-            "the model has a method decode of its own",
+            lambda m: setattr(m, "given_vector", partial(double, m.given_vector)),
+            "the model has a method given_vector of its own",
         ),
     ],
 )
