@@ -77,12 +77,6 @@ class Bits:
     conventions: tuple[Convention, ...]
     weights_sha256: tuple[str, ...]
 
-    @property
-    def image_term(self) -> float | None:
-        """The term of the clean image in the likelihood that the model was trained with."""
-        discretized = self.likelihood == "discretized"
-        return self.terms.discretized if discretized else self.terms.continuous
-
 
 @dataclass(frozen=True)
 class Difference:

@@ -76,6 +76,7 @@ def render(template: Path, **values: object) -> str:
 
     pages = Environment(
         loader=FileSystemLoader(template.parent),
+        extensions=["jinja2.ext.do"],
         autoescape=template.suffix == ".html",
         undefined=StrictUndefined,
         trim_blocks=True,
