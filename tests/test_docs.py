@@ -6,12 +6,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -24,20 +21,13 @@ from docstring_parser import parse_from_object
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.pretrained.runs import RunFolder
 from tests.helpers.command_runs import measure_few, run, save_run, smaller
 from tests.helpers.data_makers import random_bytes, write_images
-from tests.helpers.rank_processes import (
-    COMMAND,
-    START,
-    ForkedPython,
-    free_port,
-    run_script,
-    wait_for_all,
-)
+from tests.helpers.rank_processes import run_script, start_ranks, wait_for_all
 
 ROOT = Path(__file__).parent.parent
 HELP, NOTEBOOK = "help(dsmooth)", "docs/quickstart.ipynb"
+MANY_MACHINES = "docs/many_machines.md"
 # Pages and sections whose code and commands run; those of a row share a folder. Each other section
 # of DIVIDED has its own folder, with small runs in `runs`.
 ROWS: tuple[tuple[str, ...], ...] = (
@@ -125,7 +115,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("few_digits", "no_fidelity", "no_plots")
-@pytest.mark.parametrize("row", rows(), ids=" ".join)
+@pytest.mark.parametrize(
+    "row", [*rows(), pytest.param((MANY_MACHINES,), marks=pytest.mark.full)], ids=" ".join
+)
 def test_documented_commands_and_code_run(row, ground, tmp_path, monkeypatch, request) -> None:
     if TRAINED not in row:
         request.getfixturevalue("small_models")
@@ -144,7 +136,10 @@ def test_documented_commands_and_code_run(row, ground, tmp_path, monkeypatch, re
             continue
         for line in text.splitlines():
             # CI runs `reproduce` and the tests; other programs do not run here.
-            if line.startswith("dsmooth "):
+            if line.startswith("torchrun ") and "-m dsmooth " in line:  # with gloo
+                command = smaller(ELSEWHERE.sub("", line))
+                wait_for_all(start_ranks(2, command, tmp_path))
+            elif line.startswith("dsmooth ") and row != (MANY_MACHINES,):
                 assert run(*shrink(line)) == 0, line
             elif line.startswith("torchrun "):
                 _, option, processes, script = line.split()
@@ -210,62 +205,14 @@ def test_help_names_all_that_is_public() -> None:
     assert missing == ["__version__"]
 
 
-def on_many_machines(language: str) -> Iterator[str]:
-    """Lines of that language in "From one machine to many"."""
-    for found, text in blocks("docs/many_machines.md"):
-        if found == language:
-            yield from text.replace("\\\n", "").splitlines()
-
-
-def follow(command: str, folder: Path) -> None:
-    """Run a command of the page with two processes; for two machines, start torchrun twice."""
-    start, arguments = command.partition("dsmooth ")[0], smaller(command)
-    machines = 2 if "--nnodes 2" in start else 1
-    start = re.sub(r"--nproc-per-node \d+", f"--nproc-per-node {2 // machines}", start)
-    start = start.replace("first:29400", f"127.0.0.1:{free_port()}")
-    if machines == 1:
-        start = start.replace("torchrun", "torchrun --standalone")
-    _, *options = shlex.split(start.replace("-m ", "--no-python "))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
-    children = [
-        subprocess.Popen(
-            [*torchrun, sys.executable, "-c", START + COMMAND, *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        for _ in range(machines)
-    ]
-    for child in children:
-        _, errors = child.communicate(timeout=200)
-        assert child.returncode == 0, errors
-
-
-@pytest.mark.full
-def test_the_commands_of_many_machines_run(tmp_path: Path) -> None:
-    """At their smallest sizes, with gloo."""
-    single, *calls = (ELSEWHERE.sub("", command) for command in on_many_machines("bash"))
-    (tmp_path / "single").mkdir()
-    wait_for_all([ForkedPython(COMMAND, smaller(single), tmp_path / "single")])
-    for command in calls:
-        follow(command, tmp_path)
-    assert len(calls) == 9
-    for folder in ("single/runs/noisy", "runs/noisy", "runs/denoiser", "runs/two", "runs/plain"):
-        assert RunFolder(tmp_path / folder).is_finished()
-    for made in ("samples", "bits.json", "frechet.json", "probes/probes.json"):
-        assert (tmp_path / made).exists()
-    assert (tmp_path / "reproduction" / "report.html").exists()
-
-
 def test_the_slurm_script_starts_the_command_of_two_machines() -> None:
-    *_, last = on_many_machines("slurm")
-    (two,) = (command for command in on_many_machines("bash") if "--nnodes 2" in command)
+    page = (ROOT / MANY_MACHINES).read_text().replace("\\\n", "")
+    (two,) = re.findall(r"^torchrun --nnodes 2 .*", page, re.M)
+    (last,) = re.findall(r"^srun (.*)", page, re.M)
     variables = {'"$SLURM_NNODES"': "2", '"$SLURM_JOB_ID"': "run", '"$FIRST:29400"': "first:29400"}
     for variable, value in {**variables, "runs/slurm": "runs/two"}.items():
         last = last.replace(variable, value)
-    assert last.split() == ["srun", *two.split()]
+    assert last.split() == two.split()
 
 
 if __name__ == "__main__":
