@@ -28,16 +28,7 @@ LAYERS = (
     ("functional", "kernels"),
     (
         *("cuda", "work", "results", "machine", "distributed", "presets", "philox"),
-        *(
-            "files",
-            "config",
-            "pixels",
-            "_extension",
-            "fields",
-            "progress",
-            "text",
-            "_C",
-        ),
+        *("files", "config", "pixels", "_extension", "fields", "progress", "text", "_C"),
     ),
 )
 NAMES = [name for layer in LAYERS for name in layer]
@@ -48,12 +39,7 @@ FIND_BY_NAME = {"", "cli"}
 # inside the functions, and the type of a record for type checkers. Networks know no files.
 UP = ("nn.pretrained", {"pretrained"})
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
-FILE_NAMES = (
-    "config.json",
-    "log.jsonl",
-    "checkpoint.safetensors",
-    "model.safetensors",
-)
+FILE_NAMES = ("config.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors")
 
 
 @cache

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from dsmooth.config import TrainConfig
-from dsmooth.data import load_dataset, own_images
 from dsmooth.fields import SettingError
 from tests.helpers.command_runs import run
 
@@ -39,11 +37,6 @@ def test_an_error_names_its_options(command, line, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(SettingError, "__init__", without_words)
     assert run(*command.split()) == 1
     assert capsys.readouterr().err == f"dsmooth: error: {line}\n"
-
-
-def test_images_of_the_package_are_known() -> None:
-    assert load_dataset("mnist", "test").embedded
-    assert not own_images(np.zeros((2, 8, 8), np.uint8)).embedded
 
 
 @pytest.mark.parametrize(

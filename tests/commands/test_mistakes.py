@@ -21,13 +21,10 @@ MISTAKES = [
     (f"train noisy --preset mnist-large {TINY}", "preset must be one of mnist-quick"),
     (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
     ("train denoiser --out noisy --resume", '"denoiser" does not go with conditioning "none"'),
-    (f"train plain --out loop {FOLDER} {TINY}", "loop"),
-    ("sample deep", "deep"),
     (f"train noisy --out noisy {TINY}", "choose another folder or set --resume"),
     (f"train noisy --out pair {TINY}", "pair already holds saved weights: choose another folder"),
     (f"train noisy b --data-dir c {TINY}", "data_dir was given twice: leave one out"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
-    ("train pair --config noisy/config.json", '"denoiser" does not go with conditioning'),
     ("sample noisy --out x.npz folder", "a folder must be the only --out, got folder among others"),
     ("sample noisy --out -", "or be a folder without a suffix, got -"),
     ("sample x.npy", "there is no network in x.npy: give a saved pair, or the run folders of"),
@@ -42,13 +39,11 @@ MISTAKES = [
         "complete pair images --label own",
         "--label own is for images with labels of the model's classes",
     ),
-    ("complete large.png", "(C, H, W) = (1, 28, 28), got 1 of (1, 8, 12) from large.png"),
     ("complete pair", "the models do not say where their images are: name some by --images"),
     ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
     ("complete pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("cluster plain", "clusters are of features of a noisy model"),
-    ("cluster noisy --clusters 0", "--clusters must be at least 2, got 0"),
     (f"cluster noisy {FOLDER} --out images/clusters", "--out must not be inside images"),
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain holds a second plain model"),
@@ -67,7 +62,6 @@ MISTAKES = [
     ),
     (f"{FID} bad.npz", "must hold an array x, images, samples, arr_0, got text"),
     (f"{FID} shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
-    (f"{FID} integers.npy", "scale them, or store bytes as uint8"),
     (f"{FID} x.npy", "images must have shape (N, 1, 28, 28), got (20, 1, 8, 8)"),
     (f"{FID} x.npy {FOLDER}", "pass your own network to make_extractor(module)"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
@@ -80,13 +74,11 @@ MISTAKES = [
 def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that is in `made`, and files that cannot be used."""
     folder = shutil.copytree(made, tmp_path_factory.mktemp("mistakes") / "copy")
-    pixels = random_bytes((20, 8, 8))
     save_run(folder / "own", "plain", data=OWN)
     save_run(folder / "half" / "denoiser", "denoiser")
     arrays = {
-        "x": pixels,
+        "x": random_bytes((20, 8, 8)),
         "shape": random_bytes((20, 2, 8, 8)),
-        "integers": pixels.astype(np.int64),
         "nan": np.full((1, 8, 8), np.nan),
         "large": random_bytes((2, 28, 28)),
     }
@@ -97,10 +89,6 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(folder / "large.png")
     (folder / "log.json").write_text("{}")
     (folder / "suffixless").touch()
-    (folder / "empty").mkdir()
-    (folder / "deep").mkdir()
-    (folder / "deep" / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
-    (folder / "loop").symlink_to("loop")
     return folder
 
 

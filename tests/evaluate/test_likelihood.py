@@ -163,12 +163,7 @@ PAIR = tiny_pair()
         (score_pair, PAIR, random_dataset(2, 12), r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 im"),
         (score_pair, PAIR, random_dataset(2, channels=3), r"got noise of \(3, 8, 8\)"),
         (score_plain, network("concat"), DATA, 'a plain model must have conditioning="none"'),
-        (
-            score_plain,
-            network(**GAUSSIAN),
-            DATA,
-            "and no gaussian noise in its likelihood",
-        ),
+        (score_plain, network(**GAUSSIAN), DATA, "and no gaussian noise in its likelihood"),
         (score_plain, sized(12), DATA, r"the model is for images .* \(1, 12, 12\), got noise of"),
         (classify, sized(12, n_classes=3), LABELLED, r"images .* \(1, 12, 12\), got noise of"),
         (classify, network(n_classes=0), LABELLED, "only a model with classes classifies"),

@@ -117,10 +117,7 @@ def test_every_value_reaches_the_page_escaped(tmp_path: Path, no_plots: None) ->
     result = replace(plain.frechet, name=hostile, warnings=(hostile,) * 2)
     extractor = replace(plain.frechet.extractor, name=hostile, resize=hostile)
     report = replace(
-        plain,
-        name=hostile,
-        data=hostile,
-        frechet=replace(result, extractor=extractor),
+        plain, name=hostile, data=hostile, frechet=replace(result, extractor=extractor)
     )
     read(tmp_path, plain)
     expected = tags(tmp_path / "report.html")
