@@ -8,7 +8,6 @@ tests/faults/test_wrong_calls.py` makes all of them with an extension under Addr
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -397,27 +396,6 @@ def test_a_wrong_call_raises_or_answers_rightly(target: Target, every: int) -> N
     for _words, own, arguments in islice(wrong_calls(target), 0, None, every):
         is_refused(target, arguments)
         assert_untouched(own)
-
-
-# For tensors on a device; their wrong calls are made there (test_cached_sampler.py).
-PLAN = ("__init__", "blocks", "workspace_words", "launches")
-DEVICE = ("__init__", "bytes_per_image", "plan", "argument", "write_weights")
-DEVICE += ("weight_words", "lanes", "shared_bytes")
-ELSEWHERE = {f"_C.CudaPlan.{name}" for name in PLAN} | {f"_C.CudaSampler.{n}" for n in DEVICE}
-# Called with wrong programs below, or without arguments.
-ELSEWHERE |= {"_C.CpuSampler.__init__", "_C.CpuSampler.instruction_set", "_C.instruction_sets"}
-
-
-def test_every_function_is_called_wrongly() -> None:
-    functions = set()
-    for name, value in vars(_extension.extension()).items():
-        if isinstance(value, type):
-            members = {m for m in vars(value) if not m.startswith("_") or m == "__init__"}
-            functions |= {f"_C.{name}.{m}" for m in members if "pybind11" not in m}
-        elif callable(value):
-            functions.add(f"_C.{name}")
-    tried = {re.split("[, ]", target.name)[0] for target in TARGETS}
-    assert functions == {name for name in tried if name.startswith("_C.")} | ELSEWHERE
 
 
 def test_bytes_are_linear_in_rows_and_columns() -> None:
