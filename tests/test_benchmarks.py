@@ -7,11 +7,10 @@ import importlib
 import itertools
 
 import pytest
-import torch
 
 from benchmarks import records, write_docs
 from benchmarks.measure import take_turns
-from benchmarks.networks import SMALL, make_step, plain_pass
+from benchmarks.networks import SMALL, plain_pass
 
 pytestmark = pytest.mark.quick
 
@@ -54,19 +53,6 @@ def test_plain_sampling_encodes_its_context_once() -> None:
     for _ in range(3):
         one_pixel()
     assert calls == ["encoder", "head", "head", "head"]
-
-
-@pytest.mark.full
-def test_a_compiled_step_that_would_run_eagerly_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = SMALL.build(), torch.zeros(SMALL.shape(1))
-
-    def broken(x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        torch._dynamo.graph_break()
-        return type(model).log_prob(model, x, context)
-
-    monkeypatch.setattr(model, "log_prob", broken)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="graph"):
-        make_step(model, x, "reference", torch.float32, compiled=True)()
 
 
 @pytest.mark.parametrize(("role", "most"), [("noisy", 1076), ("denoiser", 1350)])
