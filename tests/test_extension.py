@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import sys
@@ -51,14 +50,8 @@ def expanded(*shape: int) -> Tensor:
     return ZEROS(1).expand(shape)
 
 
-def misaligned(*shape: int) -> Tensor:
-    count = math.prod(shape)
-    return torch.frombuffer(bytearray(4 * count + 1), dtype=torch.float32, offset=1).view(shape)
-
-
 ZEROS = torch.zeros
-SHARED, GIVEN_BACK = ZEROS(2, 4, 3, 4), ZEROS(2, 6, 3, 4)
-GIVEN_BACK.untyped_storage().resize_(0)
+SHARED = ZEROS(2, 4, 3, 4)
 
 
 @needs_extension
@@ -66,22 +59,14 @@ GIVEN_BACK.untyped_storage().resize_(0)
     ("changes", "message"),
     [
         ({"x": ZEROS(2, 3, 4)}, r"x must have shape \(\*, \*, \*, \*\), got \(2, 3, 4\)"),
-        ({"x": ZEROS(2, 2, 3, 4)}, "x must have 1 or 3 channels, got 2"),
-        ({"params": ZEROS(2, 5, 3, 4)}, "params must have a multiple of 3 channels, got 5"),
         ({"params": ZEROS(2, 6, 3, 4).double()}, "params must be float32, got float64"),
-        ({"x": ZEROS(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
         ({"atoms": True}, "params must have .*, and 256 for the atoms, got 6"),
         ({"atoms": True, "likelihood": "gaussian"}, "atoms need likelihood discretized and grey"),
         ({"likelihood": "gaussian"}, "smoothing_scale must be positive and finite, got 0"),
         ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
-        ({"instruction_set": "mmx"}, "instruction_set must be auto or one of generic, avx2, .*mmx"),
-        ({"x": None}, "x must be a tensor, got None"),
         ({"params": ZEROS(2, 6, 3, 4, device="meta")}, "params must be a strided tensor on cpu or"),
-        ({"params": torch._neg_view(ZEROS(2, 6, 3, 4))}, "params must not be a negative view"),
         ({"threads": 2**31 - 1}, "threads must lie in 1 .. 4096, got 2147483647"),
         ({"state": expanded(2, 4, 3, 4)}, "state must have no overlapping elements"),
-        ({"params": misaligned(2, 6, 3, 4)}, "params must be aligned to its elements"),
-        ({"params": GIVEN_BACK}, "params must have memory, got a tensor without"),
         ({"state": SHARED, "log_prob": SHARED[:, 3]}, "log_prob must .* own, got that of state"),
     ],
 )

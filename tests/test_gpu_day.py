@@ -9,7 +9,6 @@ import runpy
 import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -42,9 +41,7 @@ def test_a_case_of_each_kind_runs_on_the_cpu(on_gpu: ModuleType, tmp_path: Path)
     assert set(json.loads(out.read_text())["results"]) == measured
 
 
-def test_steps_are_done_failed_or_skipped_and_the_next_call_continues(
-    tool: SimpleNamespace, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_steps_are_done_failed_or_skipped_and_the_next_call_continues(tool, tmp_path, monkeypatch):
     """A wrong number stops only its family; a step that is too long for the call waits."""
     step, ran = tool.Step, tmp_path / "ran"
     note = ["bash", "-c", f"echo >> {ran}"]

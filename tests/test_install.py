@@ -105,22 +105,13 @@ def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_pat
 
     code = """
 import torch, dsmooth
-from dsmooth.commands.doctor import doctor
 x, params = torch.zeros(1, 1, 4, 4), torch.zeros(1, 30, 4, 4)
 print(dsmooth.functional.logistic_mixture_log_prob(x, params).shape)
-try:
-    dsmooth.functional.logistic_mixture_log_prob(x, params, impl="native")
-except RuntimeError as error:
-    print("refused:", error)
-print("exit code", doctor())
 """
     printed, errors = python("-c", ALONE + code, cwd=tmp_path, PYTHONPATH=str(site))
-    first, second, *lines = printed.splitlines()
-    assert first == "torch.Size([1, 4, 4])"
+    assert printed == "torch.Size([1, 4, 4])\n"
     (said,) = [line for line in errors.splitlines() if "run in PyTorch, which is slower" in line]
     assert "`pip install --no-deps --no-cache-dir --force-reinstall .`" in said
-    assert re.match("refused: .*DSMOOTH_EXTENSION=0", second)
-    assert lines[-1] == "exit code 0"
 
 
 def check_wheel(folder: Path, clone: Path) -> zipfile.ZipFile:
@@ -222,9 +213,7 @@ SAID = " ".join(CMAKE_ERROR.split())
         (("auto", "/opt/nvcc", "-arch sm_90"), [], f"/opt/nvcc failed: {SAID}"),
     ],
 )
-def test_images_are_packaged_or_have_their_reason(
-    build: Build, tmp_path: Path, way, images, reason
-) -> None:
+def test_images_are_packaged_or_have_their_reason(build, tmp_path, way, images, reason) -> None:
     info = build(*way)
     assert info["extension"] is True
     assert info["cuda"] == {"images": images, "reason": reason}

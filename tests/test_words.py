@@ -17,13 +17,11 @@ pytestmark = pytest.mark.quick
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("sample mnist -n 0", "--count x"),
         ("sample mnist --label cat", "--label x"),
         ("train noisy --images 3 --budget 2", "--images and --budget x"),
         ("train noisy --images 8 --data folder --image-size 6", "--image-size x"),
         ("train noisy --images 8 --label-dropout 0.5", "--label-dropout x --classes"),
         ("train noisy --images 8 --data folder", "x --data-dir"),
-        ("train noisy", "--images and --budget x"),
         ("train noisy --images 8 --device gpu", "--device x"),
     ],
 )

@@ -139,9 +139,7 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--preset mnist-paper --set flip=false --seed 3", {"optimizer": "adam", "seed": 3}),
     ],
 )
-def test_only_the_options_decide_the_settings(
-    words: str, values: dict[str, object], capsys
-) -> None:
+def test_only_the_options_decide_the_settings(words, values, capsys) -> None:
     settings = settings_of(capsys, f"noisy {words}")
     assert {name: settings[name] for name in values} == values
 
@@ -179,9 +177,7 @@ def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys) -> Non
     complains(capsys, "--init mnist has image_channels 1, not 3", *words)
 
 
-def test_a_folder_means_two_options_wherever_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_means_two_options_wherever_it_is_given(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "damaged.png").write_bytes(b"no image")  # read by none of these
@@ -198,9 +194,7 @@ def test_a_folder_means_two_options_wherever_it_is_given(
     assert "default: -h" not in capsys.readouterr().out
 
 
-def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(tmp_path, monkeypatch, capsys):
     """A resumed run has its half in its settings."""
     monkeypatch.chdir(tmp_path)
     for role in ("noisy", "denoiser"):
@@ -226,11 +220,3 @@ def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(
 def test_unknown_words_are_refused(words: str, message: str, capsys) -> None:
     assert run(*words.split()) == 2
     assert message in capsys.readouterr().err
-
-
-def test_help_without_docstrings() -> None:
-    """Dataclasses make some up, of their fields."""
-    command = [sys.executable, "-OO", "-m", "dsmooth", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "reproduce" in done.stdout
-    assert "Annotated" not in done.stdout

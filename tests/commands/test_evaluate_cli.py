@@ -61,9 +61,7 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
     assert again.plain is None
 
 
-def test_a_plain_model_is_scored_without_a_pair(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plain_model_is_scored_without_a_pair(place: Path, capsys) -> None:
     stored = measured("bpd", "plain", "--limit", "3")
     plain = dsmooth.load("plain").model
     has_numbers_of(stored.plain, score_plain(plain, held_out().part(slice(3))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import re
@@ -32,7 +31,6 @@ from dsmooth.text import Table
 from tests.helpers.command_runs import SMALLER, run
 from tests.helpers.data_makers import random_bytes, write_images
 
-PACKAGE = Path(dsmooth.__file__).parent
 TINY = f"--data folder --data-dir images {SMALLER['train']}"
 # Folders that a reader is to name.
 PLACES = {"NOISY": "runs/noisy", "DENOISER": "runs/denoiser", "FOLDER": "images"}
@@ -93,17 +91,6 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
 def test_what_the_command_says_of_an_error(error: Exception, line: str | None) -> None:
     """Its options by the arguments that the error carries."""
     assert explain(error, {"data_dir", "resume", "pooling", "init"}) == line
-
-
-def test_errors_speak_python() -> None:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if {*path.parts, path.stem} & {"cli", "commands"}:  # only readers of the command see them
-            continue
-        raised = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Raise)]
-        for part in (part for node in raised for part in ast.walk(node)):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                spoken = re.search(r"(?<![\w-])--[a-z]", part.value)
-                assert not spoken, f"{path} line {part.lineno}"
 
 
 def result(text: str) -> object:
@@ -201,9 +188,7 @@ def test_the_unit_is_named(monkeypatch, capsys) -> None:
         *(("ipykernel.iostream", False, True, True), ("ipykernel.iostream", True, False, False)),
     ],
 )
-def test_bars_are_for_terminals_and_notebooks(
-    monkeypatch, module: str, terminal: bool, widgets: bool, shows: bool
-) -> None:
+def test_bars_are_for_terminals_and_notebooks(monkeypatch, module, terminal, widgets, shows):
     stream = type("Stream", (), {"__module__": module, "isatty": lambda self: terminal})()
     monkeypatch.setattr("dsmooth.progress.find_spec", lambda name: widgets or None)
     monkeypatch.setattr("sys.stdout", stream)

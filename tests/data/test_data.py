@@ -73,7 +73,6 @@ def test_to_bytes_gives_the_nearest_level(value: float) -> None:
         (lambda: made(IMAGES[:, :2]), r"images must be uint8 .* got .*\(7, 2, 4, 8\)"),
         (lambda: made(IMAGES, labels=torch.arange(6)), r"of shape \(7,\), .* \(6,\)"),
         (lambda: load_dataset("svhn", "train"), "one of mnist, .* got 'svhn'"),
-        (lambda: load_dataset("mnist", "valid"), "one of train, test, got 'valid'"),
         (lambda: load_dataset("mnist", "all"), "one of train, test, got 'all'"),
         (lambda: load("mnist", image_size=32), "`image_size` is for celeba and fo"),
         (lambda: load("mnist", download=True), "`download` .* needs `data_dir`"),

@@ -133,7 +133,6 @@ def restate(path: Path, name: str = "noisy.head.bias", **changes: Any) -> None:
         (partial(restate, networks={}), "give a saved pair"),
         (partial(restate, smoothing=None), "do not fit together: they are for noise None"),
         (partial(restate, extra=1), "extra"),
-        (partial(restate, scale="3"), "scale"),
         (partial(restate, networks={"noisy": {"n_mix": 0.5}}), "n_mix"),
     ],
 )
