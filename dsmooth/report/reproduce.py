@@ -40,7 +40,7 @@ T = TypeVar("T")
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Pictures whose distance to real images is measured.
-COMPARED = ("two-step", "single-step", "plain")
+COMPARED = ("two-step", "single-step", "guided", "plain")
 TEST_IMAGES = "test images"  # the name of their distance
 
 
