@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .fields import SettingError, check_number
+from .fields import check_number
 from .files import writing_nothing
 from .progress import silence
 
@@ -33,12 +33,9 @@ def rank_and_size() -> tuple[int, int]:
 
     Raises ValueError for values that torchrun does not set.
     """
-    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
-        if not value.isdecimal():
-            raise SettingError(name, f"must be a whole number, as torchrun sets it, got {value!r}")
-    check_number("RANK", int(rank), 0, int(size) - 1)
-    return int(rank), int(size)
+    rank, size = (int(os.environ.get(*pair)) for pair in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    check_number("RANK", rank, 0, size - 1)
+    return rank, size
 
 
 @contextmanager
@@ -52,13 +49,8 @@ def process_group() -> Iterator[None]:
     if size == 1 or dist.is_initialized():
         yield
         return
-    try:
+    with exchange():
         dist.init_process_group("gloo", timeout=EXCHANGE)
-    except RuntimeError as error:
-        raise ProcessLost(
-            f"rank {rank}: the {size} processes did not all start; the failed process reports the "
-            f"reason ({str(error).partition(chr(10))[0]})"
-        ) from error
     try:
         with writing_nothing() if rank else nullcontext(), silence() if rank else nullcontext():
             yield
@@ -74,9 +66,10 @@ def exchange() -> Iterator[None]:
     except RuntimeError as error:
         # gloo's RuntimeError mentions a source file. NCCL raises its own exception class.
         if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
+            reason = str(error).splitlines()[0]
             raise ProcessLost(
-                f"rank {rank_and_size()[0]}: another process ended or did not respond; the failed "
-                "process reports the reason. Repeat the command to resume"
+                f"rank {rank_and_size()[0]}: another process ended or did not respond ({reason}); "
+                "the failed process says why. Repeat the command to resume"
             ) from error
         raise
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
-from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache, partial
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
-
-from .text import escape_control
 
 # The text of an argument, and of a value to give it (None: any).
 Spell = Callable[[str, object], str]
@@ -50,7 +47,6 @@ class SettingError(ValueError):
         return " ".join(filter(None, (subject, self.message, remedy)))
 
 
-T = TypeVar("T")
 # The value of a setting, as JSON has it.
 Setting = bool | int | float | str | list[bool | int | float | str] | None
 MANY = 8  # names that an error lists, all of them
@@ -97,7 +93,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     value = value.tolist() if hasattr(value, "tolist") else value
-    value = float(value) if isinstance(value, Decimal) else value  # JSON has no Decimal
     whole = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
     return value if whole else tuple(map(_plain, value))
 
@@ -134,37 +129,15 @@ def _allowed(hint: Any) -> str:
     return " or ".join(map(_allowed, inner)) if inner else _TYPES.get(hint, f"a {hint.__name__}")
 
 
-def check_number(name: str, value: object, least: int | None = 1, most: int | None = None) -> None:
+def check_number(name: str, value: object, least: int = 1, most: int | None = None) -> None:
     """Raise SettingError for what is not a whole number within bounds."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise SettingError(name, f"must be a whole number, got {value!r}")
-    number = value.__index__()
-    if (least is not None and number < least) or (most is not None and number > most):
+        allowed = "be a whole number"
+    elif value.__index__() < least or (most is not None and value.__index__() > most):
         allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
-        raise SettingError(name, f"must {allowed}, got {value}")
-
-
-def structure(values: object, kind: type[T]) -> T:
-    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
-    try:
-        made = msgspec.convert(values, kind, strict=True)
-    except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$")
-        field = path.strip("`.")
-        raise ValueError(escape_control(f"{field}: {reason}" if field else reason)) from None
-    if unknown := sorted(_unknown(values, msgspec.to_builtins(made))):
-        raise ValueError(escape_control(f"{kind.__name__} has no field {', '.join(unknown)}"))
-    return made
-
-
-def _unknown(values: Any, known: Any) -> Iterator[str]:
-    """Keys of nested dictionaries that `known` does not have, those of inner ones with dots."""
-    if isinstance(values, dict) and isinstance(known, dict):
-        for key, value in values.items():
-            if key not in known:
-                yield key
-            else:
-                yield from (f"{key}.{name}" for name in _unknown(value, known[key]))
+    else:
+        return
+    raise SettingError(name, f"must {allowed}, got {value!r}")
 
 
 def difference(stored: object, current: object) -> str:

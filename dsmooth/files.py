@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .fields import structure
 from .text import escape_control
 
 T = TypeVar("T")
@@ -45,20 +44,12 @@ def writing_nothing() -> Iterator[None]:
         _is_writer = before
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Replace the content of `path`; after a crash or a full disk the old content remains."""
-    with replacing(path, data):
-        pass
+def write_atomically(path: str | Path, data: bytes, earlier: Path | None = None) -> None:
+    """Replace the content of `path`; after a crash or a full disk the old content remains.
 
-
-@contextmanager
-def replacing(path: str | Path, data: bytes) -> Iterator[None]:
-    """Write `data` to a temporary file, and rename it to `path` at the end of the `with` block.
-
-    The block starts once all data are on the disk; an error in it keeps the old content.
+    earlier: the file that gets the old content, once all data are on the disk.
     """
     if not _is_writer:
-        yield
         return
     path = Path(path)
     # The name is unique, in case another process writes the same file.
@@ -71,13 +62,14 @@ def replacing(path: str | Path, data: bytes) -> Iterator[None]:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            yield
+            if earlier is not None:
+                move(path, earlier)
             os.replace(temporary, path)
     except BaseException as error:  # also after Ctrl-C no partial file remains
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
+            error.filename = str(path)
         raise
 
 
@@ -88,10 +80,9 @@ def move(old: Path, new: Path) -> None:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """Open a regular file, created if missing; links and pipes are refused."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ValueError(f"{path} must be a regular file, found a link, a folder or a device")
-    return open(path if _is_writer else os.devnull, "a", buffering=1)
+    """Open a file, created if missing. Raises OSError for links, and pipes that nobody reads."""
+    name, safely = path if _is_writer else os.devnull, os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(name, "a", buffering=1, opener=lambda name, how: os.open(name, how | safely, 0o666))
 
 
 @contextmanager
@@ -167,14 +158,9 @@ def printable(path: Path | str) -> str:
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file: a named pipe would wait for a writer, a device may have side effects."""
-    if path.is_file():
-        return open(path, "rb")
-    if not path.exists():
-        why = ", only a link to nothing" if path.is_symlink() else ""
-        raise FileNotFoundError(f"there is no {printable(path)}{why}")
-    raise ValueError(
-        f"{printable(path)} must be a regular file, found a folder, a pipe, a socket or a device"
-    )
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{printable(path)} must be a regular file, and no folder, pipe or device")
+    return open(path, "rb")
 
 
 @contextmanager
@@ -205,22 +191,38 @@ def parse_json(text: str | bytes, source: Path) -> Json:
 
 
 def structured(values: object, kind: type[T], source: Path | str) -> T:
-    """`structure` of the content of a file. Raises ValueError, naming the file and the field."""
+    """The dataclass from the content of a file, strictly. ValueError names the file and field."""
     try:
-        return structure(values, kind)
-    except ValueError as error:
-        raise ValueError(f"{printable(source)} does not fit: {error}") from None
+        made = msgspec.convert(values, kind, strict=True)
+        unknown = ", ".join(sorted(_unknown(values, msgspec.to_builtins(made))))
+        reason = unknown and f"{kind.__name__} has no field {unknown}"
+    except msgspec.ValidationError as error:
+        words, _, path = str(error).partition(" - at `$")
+        reason = ": ".join(filter(None, (path.strip("`."), words)))
+    if reason:
+        raise ValueError(f"{printable(source)} does not fit: {escape_control(reason)}")
+    return made
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and string metadata as one safetensors file."""
-    write_atomically(path, tensor_bytes(tensors, metadata))
+def _unknown(values: Any, known: Any) -> Iterator[str]:
+    """Keys of nested dictionaries that `known` does not have, those of inner ones with dots."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        for key, value in values.items():
+            if key not in known:
+                yield key
+            else:
+                yield from (f"{key}.{name}" for name in _unknown(value, known[key]))
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The content of a safetensors file."""
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    earlier: Path | None = None,
+) -> None:
+    """Write tensors and string metadata as one safetensors file; see `write_atomically`."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    return save(plain, dict(metadata))
+    write_atomically(path, save(plain, dict(metadata)), earlier)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

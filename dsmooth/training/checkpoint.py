@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import RunSettings, TrainConfig
 from ..distributed import gather
 from ..fields import SettingError, difference
-from ..files import move, read_tensors, replacing, tensor_bytes
+from ..files import move, read_tensors, write_tensors
 from ..pretrained.runs import RunFolder
 from ..progress import LOG
 from .step import TrainState
@@ -46,8 +46,7 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    with replacing(run.checkpoint, tensor_bytes(tensors, metadata)):
-        move(run.checkpoint, run.earlier_checkpoint)
+    write_tensors(run.checkpoint, tensors, metadata, run.earlier_checkpoint)
 
 
 def newest_checkpoint(run: RunFolder) -> Checkpoint:

@@ -55,7 +55,7 @@ MISTAKES = [
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
     (f"{FID} nowhere", "there are no image files in nowhere, and it is no .npz or .npy"),
     (f"{FID} x.npy --seed -1", "--seed must lie in 0 .. "),
-    (f"{FID} x.npy --reference none.npz", "there is no none.npz"),
+    (f"{FID} x.npy --reference none.npz", "No such file or directory: 'none.npz'"),
     (
         f"{FID} x.npy --reference fid.npz --data mnist",
         "needs images of shape (1, 28, 28), got (1, 8",

@@ -120,7 +120,7 @@ def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("WORLD_SIZE", "x", "`WORLD_SIZE` must be a whole number, as torchrun sets it, got 'x'"),
+        ("WORLD_SIZE", "x", "invalid literal for int() with base 10: 'x'"),
         ("RANK", "1", "`RANK` must lie in 0 .. 0, got 1"),
     ],
 )

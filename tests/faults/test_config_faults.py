@@ -17,8 +17,7 @@ import torch
 import dsmooth
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.config import TrainConfig
-from dsmooth.fields import structure
-from dsmooth.files import read_tensors, write_tensors
+from dsmooth.files import read_tensors, structured, write_tensors
 from dsmooth.presets import preset
 from dsmooth.pretrained.runs import RunFolder, read_entry
 from tests.helpers.command_runs import save_run
@@ -61,7 +60,7 @@ def test_settings_of_the_wrong_type(tmp_path: Path, every: int) -> None:
         else:
             assert key != "extra"
             settings = {k: v for k, v in mutant.items() if k not in ("dsmooth", "height_and_width")}
-            assert structure(json.loads(json.dumps(settings)), TrainConfig) == config
+            assert structured(json.loads(json.dumps(settings)), TrainConfig, "") == config
             assert all(type(extent) is int for extent in size)
     assert len(errors) > 300 // every
     for key, error in errors:  # fields that contradict each other name the other one too

@@ -56,7 +56,7 @@ PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "EPS, which Ghostscript runs": ("png", EPS, "as an image .cannot identify"),
     "a named pipe": ("png", os.mkfifo, "must be a regular file"),
     "an endless device": ("png", lambda p: p.symlink_to("/dev/zero"), "must be a regular file"),
-    "a link to nothing": ("png", lambda p: p.symlink_to("gone"), "only a link to nothing"),
+    "a link to nothing": ("png", lambda p: p.symlink_to("gone"), "No such file"),
     "a sparse file": (
         "png",
         lambda p: os.truncate(os.open(p, 65), 1 << 40),

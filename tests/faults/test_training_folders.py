@@ -21,7 +21,6 @@ from dsmooth.files import (
     check_writable,
     lock_folder,
     read_tensors,
-    replacing,
     write_atomically,
     write_tensors,
 )
@@ -132,7 +131,7 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
     path.parent.mkdir()
     make = {"link": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path)}
     make.get(kind, path.mkdir)()
-    refuses(f"{name} must be a regular file", train, CONFIG, tmp_path / "run")
+    refuses(f"{name}'$", train, CONFIG, tmp_path / "run", error=OSError)
     assert other.read_text() == "mine"
 
 
@@ -161,7 +160,7 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
     ("error", "message"),
     [
         (KeyboardInterrupt(), "^$"),
-        (OSError(28, "No space left on device"), "could not write .*No sp"),
+        (OSError(28, "No space left on device"), "No space left on device: .*/file'$"),
     ],
 )
 def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error, message) -> None:
@@ -176,19 +175,27 @@ def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error,
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_half_written_files_are_removed_only_of_dead_writers(tmp_path: Path, locks: bool) -> None:
+def test_half_written_files_are_removed_only_of_dead_writers(tmp_path, monkeypatch, locks) -> None:
     """By a lock of the folder above, and as a command checks its output before any work."""
-    folder = tmp_path / "samples"
-    with replacing(folder / "alive", b"whole"):  # by a writer that holds no lock
-        child = os.fork()
-        if not child:
-            with replacing(folder / "dead", b"half"):
-                os.kill(os.getpid(), signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        before = {file.name[:6] for file in folder.iterdir()}
+    folder, found = tmp_path / "samples", []
+
+    def look() -> None:
+        found.append({file.name[:6] for file in folder.iterdir()})
+
+    def look_and_rename(temporary: Path, path: Path) -> None:
+        look()
         with lock_folder(tmp_path, "x") if locks else nullcontext(check_writable(folder / "dead")):
-            after = {file.name[:6] for file in folder.iterdir()}
-    assert (before, after) == ({".dead.", ".alive"}, {".alive"})
+            look()
+        temporary.rename(path)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        write_atomically(folder / "dead", b"half")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    monkeypatch.setattr(os, "replace", look_and_rename)
+    write_atomically(folder / "alive", b"whole")  # by a writer that holds no lock of a folder
+    assert found == [{".dead.", ".alive"}, {".alive"}]
     assert (folder / "alive").read_bytes() == b"whole"
 
 

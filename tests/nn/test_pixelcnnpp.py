@@ -17,7 +17,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth._extension import warn_once
 from dsmooth.config import TrainConfig
-from dsmooth.fields import structure
+from dsmooth.files import structured
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale, fourier_features
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
@@ -312,7 +312,7 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
     model = dsmooth.ModelConfig(likelihood="gaussian")
     config = TrainConfig(model=model, scale=0.3, images=8)
     assert config.model.smoothing_scale == 0.3
-    assert structure(json.loads(json.dumps(asdict(config))), TrainConfig) == config
+    assert structured(json.loads(json.dumps(asdict(config))), TrainConfig, "") == config
     refuses('is for role "noisy" with gaussian smoothing', replace, config, smoothing="laplace")
 
 

@@ -77,7 +77,7 @@ def test_a_denoiser_and_a_likelihood_are_named() -> None:
 
 
 def test_other_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no .*missing\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"No such file .*missing\.safetensors"):
         dsmooth.load_pixelcnnpp(tmp_path / "missing.safetensors")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(GOLDEN.read_bytes()[:1000])

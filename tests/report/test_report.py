@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dsmooth.evaluate.receptive_field import receptive_fields
-from dsmooth.fields import structure
+from dsmooth.files import structured
 from dsmooth.pretrained import packaged
 from dsmooth.report.contents import Machine, ModelSummary, Report
 from dsmooth.report.sections import write_report
@@ -22,10 +22,10 @@ from tests.helpers.report_checks import check_self_contained
 METHODS = ("noisy", "two-step", "single-step", "plain")
 # Numbers of the packaged models.
 CARD = read_record(packaged()["mnist"] / "card.json")["result"]
-BITS = structure(CARD["bits"], BitsResult)
-MODELS = structure(CARD["models"], dict[str, ModelSummary])
-PROBES = structure(CARD["probes"]["noisy"], ProbeResult)
-MACHINE = structure(CARD["machine"], Machine)
+BITS = structured(CARD["bits"], BitsResult, "")
+MODELS = structured(CARD["models"], dict[str, ModelSummary], "")
+PROBES = structured(CARD["probes"]["noisy"], ProbeResult, "")
+MACHINE = structured(CARD["machine"], Machine, "")
 
 
 def made_up_report() -> Report:

@@ -43,14 +43,14 @@ import torch
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
-from dsmooth.fields import structure
+from dsmooth.files import structured
 from dsmooth.training.step import TrainState
 torch.set_num_threads(1)
 images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(4)).byte()
 data = ImageDataset(images, torch.arange(40) % 3, "made", "train", "made for a test")
 with process_group():
     for number, text in enumerate(sys.argv[1:]):
-        state = TrainState(structure(json.loads(text), TrainConfig), data, torch.device("cpu"))
+        state = TrainState(structured(json.loads(text), TrainConfig, ""), data, torch.device("cpu"))
         for _ in range(2):
             state.step()
         losses, norms = ([reading[i] for reading in state.results()] for i in (1, 2))
@@ -171,7 +171,9 @@ def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path
     _, errors = second.communicate(timeout=240)
     assert second.returncode == 1
     last = errors.splitlines()[-1]
-    assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start; .*", last)
+    assert re.fullmatch(
+        r"dsmooth: error: rank 1: another process ended or did not respond .*", last
+    )
 
 
 @pytest.mark.quick
