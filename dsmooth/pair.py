@@ -50,13 +50,13 @@ class SmoothedPair(Pretrained):
     ) -> None:
         super().__init__()
         config, second = noisy.config, denoiser.config
-        if config.conditioning != "none" or config.likelihood == "discretized":
+        kinds = config.conditioning, config.likelihood, second.conditioning
+        if kinds[0] != "none" or kinds[1] == "discretized" or kinds[2] == "none":
             raise ValueError(
                 'the noisy model must have conditioning="none" and likelihood="continuous" or '
-                f'"gaussian", got "{config.conditioning}" and "{config.likelihood}"'
+                '"gaussian", the denoiser conditioning="stack" or "concat"; got "{}" and "{}", '
+                'and "{}"'.format(*kinds)
             )
-        if second.conditioning == "none":
-            raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
         if config.image_channels != second.image_channels:
             channels = f"{config.image_channels} and {second.image_channels}"
             raise ValueError(f"the models must have the same image_channels, got {channels}")

@@ -179,11 +179,11 @@ def make(noisy: Any, denoiser: Any, smoothing: Any = FITS, size: Any = SIZE) -> 
 STACKED = {"conditioning": "stack"}
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: make(STACKED, STACKED), "the noisy model must have"),
-    (lambda: make({}, {}), "the denoiser must have"),
+    (lambda: make({}, {}), "the denoiser conditioning="),
     (lambda: make(GAUSSIAN, STACKED, dsmooth.GaussianSmoothing(0.2)), "contains gaussian noise"),
     (lambda: make(GAUSSIAN, STACKED, dsmooth.LaplaceSmoothing(0.3)), "contains gaussian noise"),
     (lambda: make({}, {**STACKED, "channels": 3}), "same image_channels, got 1 and 3"),
-    (lambda: make({}, STACKED, size=(8, 10)), "image_size. must be a height .*, multiples of 4"),
+    (lambda: make({}, STACKED, size=(8, 10)), "image_size. must be a height .*multiples of 4"),
     (lambda: make({}, STACKED, size=(8, 8, 1)), "image_size. must be a height and a width"),
     (lambda: PAIR().elbo(LARGE), r"x must have shape \(B, 1, 8, 8\), got \(2, 1, 16, 16\)"),
     (lambda: PAIR().elbo(X[0]), r"got \(1, 8, 8\)$"),
@@ -217,7 +217,7 @@ def test_bytes_arrays_and_other_devices_are_refused() -> None:
     pair, density = PAIR(), DENSITY()
     for wrong, hint in (
         (X.numpy(), "from_numpy"),
-        (dsmooth.to_bytes(X), r"to_float\((x|x_tilde)\)"),
+        (dsmooth.to_bytes(X), r"to_float\((x|x_tilde).byte\(\)\)"),
         (dsmooth.to_bytes(X).long(), r"to_float\((x|x_tilde).byte\(\)\)"),
     ):
         networks = pair.noisy.log_prob, pair.denoiser.log_prob

@@ -13,7 +13,7 @@ from ..nn import PixelCNNpp
 from ..nn.condition import log_prior
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from .likelihood import classes_of, nats_of_images, standard_error
+from .likelihood import nats_of_images, standard_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def classify(
     x~, the same noise for all classes. seed: decides the noise.
     Raises ValueError for a model or data without classes, and as `score_pair` does.
     """
-    model, classes = in_evaluation(model), classes_of(model)
+    model, classes = in_evaluation(model), model.classes
     if classes is None:
         raise ValueError("only a model with classes classifies: this one has none")
     labels = dataset.labels_of(classes.names)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..bound import bound_terms, log_mean_exp
-from ..config import Classes, Precision, Role
+from ..config import Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
@@ -182,11 +182,6 @@ def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> Non
         )
 
 
-def classes_of(model: SmoothedPair | PixelCNNpp) -> Classes | None:
-    """The classes of a pair or a network, None without."""
-    return model.classes if isinstance(model, SmoothedPair) else model.config.classes
-
-
 def nats_of_images(
     model: SmoothedPair | PixelCNNpp,
     dataset: ImageDataset,
@@ -202,7 +197,7 @@ def nats_of_images(
     check_number("batch_size", batch_size)
     check_number("images", len(dataset))
     check_images(model, dataset)
-    labels, device = dataset.labels_for(classes_of(model)), model.device
+    labels, device = dataset.labels_for(model.classes), model.device
 
     def compute(part: tuple[range, int]) -> dict[str, Tensor]:
         batch, row = part
@@ -299,7 +294,7 @@ def _scores(
     clean_noise: float = 0.0,
 ) -> Scores:
     seen: Literal["none", "given", "hidden"] = "none"
-    if (classes := classes_of(model)) is not None:
+    if (classes := model.classes) is not None:
         seen = "given" if dataset.has_classes(classes.names) else "hidden"
     dimensions = dataset.images[0].numel()
     return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=seen)

@@ -63,7 +63,8 @@ def labels_of(
             raise SettingError("label", "was given, but the model has no classes")
         return None
     if label is None:
-        raise SettingError("label", f"is missing: the model has {len(classes.names)} classes")
+        hint = "" if classes.dropout else ", and was trained without label dropout"
+        raise SettingError("label", f"is missing: the model has {len(classes.names)} classes{hint}")
     if isinstance(label, np.ndarray):
         label = torch.from_numpy(label.copy()) if label.ndim else label.item()
     if isinstance(label, list | tuple):

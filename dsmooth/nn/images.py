@@ -28,27 +28,21 @@ def snap_half_precision(x: Tensor) -> Tensor:
 
 
 def check_images(name: str, x: object) -> None:
-    """Raise TypeError for numpy arrays and integers, with the call that converts them."""
-    if not isinstance(x, Tensor):
+    """Raise TypeError for numpy arrays and integers, with the calls that convert them."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
-            f"{name} must be a torch.Tensor, got a {type(x).__name__}: torch.from_numpy makes one "
-            "of an array"
-        )
-    if not x.is_floating_point():
-        bytes_ = name if x.dtype == torch.uint8 else f"{name}.byte()"
-        raise TypeError(
-            f"{name} must be floating point in [-1, 1], got {x.dtype}: dsmooth.to_float({bytes_}) "
-            "makes it of bytes"
+            f"{name} must be a floating-point tensor in [-1, 1], got {kind}: "
+            f"dsmooth.to_float({name}.byte()) makes it of bytes, torch.from_numpy one of an array"
         )
 
 
-def check_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """(H, W). Raises ValueError unless both are multiples of 4."""
-    sizes = tuple(image_size) if hasattr(image_size, "__len__") else ()
+def check_size(size: Sequence[int], *names: str) -> tuple[int, int]:
+    """(H, W). Raises ValueError, by the arguments' names, unless both are multiples of 4."""
+    sizes = tuple(size) if hasattr(size, "__len__") else ()
     if len(sizes) != 2 or not are_sides(*sizes):
-        raise SettingError(
-            "image_size", f"must be a height and a width, multiples of 4, got {image_size}"
-        )
+        words = f"must be a height and a width, positive multiples of 4, got {size}"
+        raise SettingError(names or "image_size", words)
     return int(sizes[0]), int(sizes[1])
 
 

@@ -10,14 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ModelConfig, Role
+from ..config import Classes, ModelConfig, Role
 from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.checks import check_tensor
 from ..functional.dispatch import without_autocast
 from ..philox import draw_seed
-from ..pixels import are_sides
 from .condition import ClassLabel, check_context, labels_of, one_hot
-from .images import check_images, check_scale, fourier_features, snap_half_precision
+from .images import (
+    check_images,
+    check_scale,
+    check_size,
+    fourier_features,
+    snap_half_precision,
+)
 from .layers import Conv1x1, GatedResnet, WeightNormConv, listed
 from .pretrained import Pretrained
 
@@ -119,6 +124,11 @@ class PixelCNNpp(Pretrained):
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.head.bias.dtype
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes that it is conditioned on."""
+        return self.config.classes
 
     def forward(
         self,
@@ -298,11 +308,7 @@ class PixelCNNpp(Pretrained):
         channels = self.config.image_channels
         dtypes = () if torch.is_autocast_enabled(x.device.type) else (self.dtype,)
         check_tensor("x", x, ("B", channels, "H", "W"), self.device, dtypes)
-        if not are_sides(*x.shape[2:]):
-            raise ValueError(
-                f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
-                "pad or crop the images"
-            )
+        check_size(x.shape[2:], "H", "W")
         check_context(context, self.config.conditioning, x)
         numbers = labels_of(label, self.config.classes, x.shape[0], x.device)
         return one_hot(numbers, self.config.n_classes, self.head.bias)

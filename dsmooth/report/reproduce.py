@@ -19,7 +19,7 @@ from ..data.pictures import is_diverged, save_grid
 from ..distributed import from_first
 from ..evaluate.comparison import Reference, compare_images
 from ..evaluate.features import CLASSIFIER, make_extractor
-from ..evaluate.likelihood import classes_of, clean_noise_of, measure_bits
+from ..evaluate.likelihood import clean_noise_of, measure_bits
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
@@ -184,7 +184,7 @@ class Stages:
         path = self.folder / "samples" / f"{name}.npz"
         if from_first(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
-        classes = classes_of(model)
+        classes = model.classes
         request = request if classes else replace(request, label=None)
         with progress(f"drawing {name}", request.count):
             x = draw_all(model, request, self.choices.precision)

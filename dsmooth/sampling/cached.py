@@ -70,8 +70,7 @@ class CachedSampler:
         if (reason := changed_layer(model)) is not None:
             raise TypeError(f"the cached sampler cannot run this model: {reason}")
         device = model.device
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
+        check_one_of("device", device.type, ("cpu", "cuda"))
         for name, parameter in model.named_parameters():
             if not np.isfinite(as_numpy(parameter)).all():
                 raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")

@@ -20,9 +20,8 @@ from ..fields import SettingError, check_number, check_one_of
 from ..functional.checks import check_tensor
 from ..machine import has_fast_bfloat16, memory_bytes
 from ..nn.condition import NO_CLASS, ClassLabel, labels_of
-from ..nn.images import check_images, check_scale
+from ..nn.images import check_images, check_scale, check_size
 from ..philox import Stream, image_words, seed_words, whole_index
-from ..pixels import are_sides
 from ..progress import LOG
 
 # The class of all images or of each; "each", the classes in turn; "prior", classes drawn from it.
@@ -231,24 +230,6 @@ def keep_top(fraction: float, size: tuple[int, int]) -> Tensor:
     return (torch.arange(height) < round(fraction * height)).view(1, -1, 1).expand(1, -1, width)
 
 
-def default_label(classes: Classes | None, *, given: bool) -> Label:
-    """The label of images of models with `classes` where none is given.
-
-    A new image has a class drawn by the prior. The class of an image that is given in part or noisy
-    is not known: it is drawn without one, which only label dropout teaches. SettingError for models
-    that were trained without.
-    """
-    if classes is None:
-        return None
-    if given and not classes.dropout:
-        raise SettingError(
-            "label",
-            "must be given to complete or denoise images: the model was trained without label "
-            "dropout, so it cannot draw without a class",
-        )
-    return NO_CLASS if given else "prior"
-
-
 def check_guidance(config: ModelConfig) -> None:
     """Raise ValueError unless the model supports guidance: a pass with a class and one without."""
     if config.classes is None or config.classes.dropout == 0:
@@ -294,10 +275,7 @@ def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
 def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
     """The shape of images to draw. Raises ValueError for a bad size, or if memory cannot hold
     them."""
-    for name, value in (("height", height), ("width", width)):
-        if not are_sides(value):
-            raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
-    shape = (count, channels, height, width)
+    shape = (count, channels, *check_size((height, width), "height", "width"))
     needed, memory = 4 * math.prod(shape), memory_bytes()
     if needed > memory:
         raise ValueError(

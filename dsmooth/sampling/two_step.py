@@ -13,6 +13,7 @@ from ..config import Classes, Precision
 from ..data.pictures import is_diverged
 from ..fields import SettingError
 from ..nn import PixelCNNpp
+from ..nn.condition import NO_CLASS
 from ..nn.gradients import input_gradient
 from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
@@ -20,7 +21,7 @@ from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
 from ..work import runs
 from .cached import draw_network
-from .request import KnownPixels, Request, check_guidance, default_label
+from .request import KnownPixels, Label, Request, check_guidance
 
 
 class Pair(Protocol):
@@ -30,6 +31,9 @@ class Pair(Protocol):
     denoiser: PixelCNNpp
     smoothing: Smoothing
     image_size: tuple[int, int]
+
+    @property
+    def classes(self) -> Classes | None: ...
 
 
 Model = Pair | PixelCNNpp
@@ -50,7 +54,6 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
         return draw_network(model, request, model.image_size, None, precision)
-    request = replace(request, label=request.labels(classes_of(model), model.noisy.device))
     x_tilde, steps = request.x_tilde, 1 if request.method == "noisy" else 2
     if x_tilde is None:
         with portion(1 / steps):
@@ -65,7 +68,7 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
 
 
 def fitted(model: Model, request: Request) -> Request:
-    """A request for a model, with the default label of its classes.
+    """A request for a model, with the label of each image.
 
     Raises ValueError for a method, label or guidance that the model does not have, and for known
     pixels that are not images of a pair.
@@ -86,19 +89,13 @@ def fitted(model: Model, request: Request) -> Request:
     if request.guidance:
         for config in [n.config for n in networks if n.config.classes] or [networks[0].config]:
             check_guidance(config)
-    classes = classes_of(model)
-    if request.label is None:
+    if request.label is None and model.classes is not None:
+        # The class of an image that is given in part or noisy is not known: it is drawn without
+        # one, which only label dropout teaches; else `labels` asks for the label.
         given = request.known is not None or request.x_tilde is not None
-        request = replace(request, label=default_label(classes, given=given))
-    request.labels(classes, networks[0].device)
-    return request
-
-
-def classes_of(model: Model) -> Classes | None:
-    """The classes of a network, or of whichever network of a pair has some."""
-    if isinstance(model, PixelCNNpp):
-        return model.config.classes
-    return model.noisy.config.classes or model.denoiser.config.classes
+        label: Label = "prior" if not given else NO_CLASS if model.classes.dropout else None
+        request = replace(request, label=label)
+    return replace(request, label=request.labels(model.classes, networks[0].device))
 
 
 def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:

@@ -274,8 +274,8 @@ ZEROS = torch.zeros
     ("conditioning", "x", "context", "error", "message"),
     [
         ("none", ZEROS(2, 3, 8, 8), None, ValueError, r"shape \(B, 1, H, W\), got \(2, 3, 8, 8\)"),
-        ("none", ZEROS(2, 1, 6, 8), None, ValueError, "multiples of 4, got 6 x 8"),
-        ("none", ZEROS(2, 1, 8, 6), None, ValueError, "multiples of 4, got 8 x 6"),
+        ("none", ZEROS(2, 1, 6, 8), None, ValueError, r"multiples of 4, got .*\[6, 8\]"),
+        ("none", ZEROS(2, 1, 8, 6), None, ValueError, r"multiples of 4, got .*\[8, 6\]"),
         ("none", ZEROS(2, 1, 8, 8), ZEROS(2, 1, 8, 8), ValueError, "context was given, but"),
         ("stack", ZEROS(2, 1, 8, 8), None, ValueError, "context is missing"),
         ("concat", ZEROS(2, 1, 8, 8), ZEROS(2, 1, 8, 4), ValueError, r"context must have shape"),

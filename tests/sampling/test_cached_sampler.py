@@ -402,7 +402,7 @@ def test_bad_models() -> None:
     linear: Any = torch.nn.Linear(1, 1)
     words, model = "the model is a Linear, not the library's own", network()
     refuses(words, CachedSampler, linear, error=TypeError)
-    refuses("on the CPU or a CUDA device, got meta", CachedSampler, network().to("meta"))
+    refuses("`device` must be one of cpu, cuda, got .meta", CachedSampler, network().to("meta"))
     words = r"torch.float32, torch.bfloat16, got torch.float16"
     refuses(words, CachedSampler, model, torch.float16)
     words = r"must be auto or one of generic, .*got mmx"

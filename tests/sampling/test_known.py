@@ -113,7 +113,7 @@ def test_what_is_given_without_a_label_has_no_class(dropout: float) -> None:
     x, upper = images(2), keep_top(0.5, SIZE)
     if not dropout:
         for call in (pair.complete, pair.denoise, pair.single_step):
-            refuses("`label` must be given to complete or denoise images", call, x)
+            refuses("`label` is missing: .* without label dropout", call, x)
         return
     expected = pair.sample(2, known=x, mask=upper, label=-1)
     assert torch.equal(pair.complete(x), expected)
