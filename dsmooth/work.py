@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 import torch
@@ -33,7 +33,6 @@ from .progress import portion
 P = TypeVar("P")
 T = TypeVar("T")
 R = TypeVar("R")
-VERSION = 1  # of the form of records
 
 
 def map_parts(
@@ -167,6 +166,15 @@ class Record(Generic[P, R]):
             self.write()
         return self.result
 
+    def begin(self, folder: Path) -> None:
+        """Write the record, if there is none. Raises ValueError if `folder` has files by then."""
+        if from_first(self.path.exists):
+            return
+        if from_first(lambda: any(folder.glob("[!.]*"))):  # a kill may have left half of a file
+            words = f"has files, and no {self.path.name} says what they are of"
+            raise ValueError(f"{printable(folder)} {words}: choose a new folder")
+        self.write()
+
     def write(self) -> None:
         """Write the record as it is."""
         write_json(self.path, record_of(self.request, self.result, self.parts))
@@ -177,12 +185,12 @@ def record_of(
 ) -> Mapping[str, object]:
     """The content of a record."""
     content = {"request": request, "parts": parts or {}, "result": result}
-    return msgspec.to_builtins({"version": VERSION, "dsmooth": __version__, **content})
+    return msgspec.to_builtins({"version": 1, "dsmooth": __version__, **content})
 
 
 @dataclass(frozen=True)
 class _Content:
-    version: int
+    version: Literal[1]
     dsmooth: str
     request: Json
     parts: Json
@@ -191,13 +199,7 @@ class _Content:
 
 def read_record(path: Path) -> Json:
     """The content of a record. Raises FileNotFoundError or ValueError, naming the file."""
-    content = read_json(path)
-    if content.get("version") != VERSION:
-        raise ValueError(
-            f"{printable(path)} is not a record of dsmooth {__version__}: remove it, or choose "
-            "another folder"
-        )
-    return vars(structured(content, _Content, path))
+    return vars(structured(read_json(path), _Content, path))
 
 
 def read_result(path: Path, kind: type[R]) -> R | None:

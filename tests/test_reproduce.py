@@ -135,8 +135,8 @@ def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tm
     runs = tiny_runs(data, images=128)
     refuses("is of another request: its .*images is", reproduce, finished, *runs)
     (tmp_path / "thesis.tex").write_text("words")
-    refuses("is not a reproduction", reproduce, tmp_path, *tiny_runs(data))
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    refuses("has files, and no results.json says", reproduce, tmp_path, *tiny_runs(data))
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["thesis.tex"]
 
 
 def test_stopped_and_resumed_is_the_uninterrupted_run(
@@ -256,7 +256,7 @@ def test_results_of_other_weights_and_damaged_ones_are_not_reported(given, again
     words = r"samples\.json is of another request: its settings.weights_sha256.noisy is '0"
     refuses(words, reproduce, again, models=given)
     (again / "samples.json").unlink()
-    refuses("samples has images of an unknown request", reproduce, again, models=given)
+    refuses("samples has files, and no samples.json", reproduce, again, models=given)
     shutil.rmtree(again / "samples")
     write_json(again / "bits_per_dim.json", {**bits, "result": {"models": {}}})
     words = r"bits_per_dim\.json does not fit: .*`data`"

@@ -15,7 +15,7 @@ from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import MissingFiles, load_folder
 from .order import epoch_order, indices_at
 from .own import own_images
-from .published import PUBLISHED, load_embedded_mnist, load_published, missing
+from .published import PUBLISHED, load_embedded_mnist, load_published
 
 __all__ = [
     "DATASETS",
@@ -77,18 +77,17 @@ def load_splits(
     check_one_of("data", name, DATASETS)
     for split in splits:
         check_one_of("split", split, (*SPLITS, "all") if name == "folder" else SPLITS)
-    if image_size is not None and name not in RESIZED:
-        raise SettingError("image_size", f"is for celeba and folder, got it for {name}")
-    if image_size is not None and not are_sides(image_size):
-        raise SettingError("image_size", f"must be a positive multiple of 4, got {image_size}")
+    if image_size is not None and not (name in RESIZED and are_sides(image_size)):
+        words = f"must be a positive multiple of 4, for {' or '.join(RESIZED)}"
+        raise SettingError("image_size", f"{words}, got {image_size} for {name}")
     if download and (data_dir is None or name not in PUBLISHED):
         raise SettingError("download", f"is for {', '.join(PUBLISHED)} and needs", data_dir=None)
     if data_dir is None:
         if name == "mnist":
             return [load_embedded_mnist(split) for split in splits]
-        if name == "folder":
-            raise MissingFiles((), "To name a folder of images, set", data_dir=None)
-        raise missing(name, f"{name} needs the folder of its files")
+        raise MissingFiles(
+            (), f'"{name}" needs the folder of its files; to name it, set', data_dir=None
+        )
     folder = Path(data_dir)
     if name == "folder":
         return load_folder(splits, folder, image_size)

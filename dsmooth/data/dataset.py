@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import Classes
-from ..fields import SettingError, check_number
+from ..fields import SettingError, check_number, check_one_of
+from ..functional.checks import check_tensor
 from ..pixels import byte_of, value_of
 
 # Bytes that are all below the first, or not below the second, are of another range.
@@ -131,16 +132,10 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                "images must be uint8 of shape (N, 1 or 3, H, W), "
-                f"got {images.dtype} of shape {tuple(images.shape)}"
-            )
-        if labels is not None and (labels.dtype, labels.shape) != (torch.int64, images.shape[:1]):
-            raise ValueError(
-                f"labels must be int64 of shape ({len(images)},), "
-                f"got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
+        check_tensor("images", images, ("N", "C", "H", "W"), dtypes=(torch.uint8,))
+        check_one_of("channels", images.shape[1], (1, 3))
+        if labels is not None:
+            check_tensor("labels", labels, images.shape[:1], dtypes=(torch.int64,))
         names = self.class_names if labels is not None else ()
         if labels is not None and len(labels):
             low, high = map(int, labels.aminmax())

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import data as loaders
 
 from ..config import OWN
+from ..fields import check_number
 from ..files import guarded
 from ..philox import Stream, image_words
 from ..pixels import are_sides
@@ -78,8 +79,7 @@ def split_own(dataset: Any, labels: Any = None) -> tuple[ImageDataset, ImageData
             test = replace(test, labels=test.labels_of(names), class_names=names)
     else:
         whole = own_images(dataset, "train", labels)
-        if len(whole) < 2:
-            raise ValueError(f"the data set must hold 2 images or more, got {len(whole)}")
+        check_number("images", len(whole), 2)
         classes = [None] * len(whole) if whole.labels is None else whole.labels.tolist()
         words = image_words(len(whole), 1, seed=0, first_index=0, stream=Stream.HELD_OUT)[:, 0]
         keys = [high << 32 | low for low, high, *_ in words.tolist()]

@@ -39,13 +39,6 @@ PUBLISHED = {
 }
 
 
-def missing(name: str, what: str) -> MissingFiles:
-    """The error where files of a data set are not there, with the ways out."""
-    subset = "Leave the folder out to use the embedded subset. " if name == "mnist" else ""
-    ways = "To name such a folder, or to fetch the files into it, set"
-    return MissingFiles((), f"{what}.\n{subset}{ways}", data_dir=None, download=True)
-
-
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
 _CELEBA_CROP, _CELEBA_SIZE = 140, 32
@@ -85,7 +78,10 @@ def load_published(
         reason = " ".join(str(error).split()) or type(error).__name__
         if not download:
             sentence = reason.partition(". ")[0]  # torchvision's next one advises to download
-            raise missing(name, f"{folder} must hold {files} ({sentence})") from error
+            subset = "Leave the folder out to use the embedded subset. " * (name == "mnist")
+            ways = f"{subset}To name such a folder, or to fetch the files into it, set"
+            what = f"{folder} must hold {files} ({sentence}).\n{ways}"
+            raise MissingFiles((), what, data_dir=None, download=True) from error
         failed = f"could not download {name} to {folder}: {reason}\nFetch it from {address} by hand"
         raise ConnectionError(f"{failed}: the folder must hold {files}") from error
     source = f"{printable(folder)} ({len(published):,} images)"

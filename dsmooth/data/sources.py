@@ -101,28 +101,16 @@ def _from_array(
         parts.append(x if is_bytes else to_bytes(x))
     images = torch.cat(parts)
     if not drawn and images.numel():
-        if not is_bytes:
-            _check_range(path, low, high, beyond / images.numel())
+        share = beyond / images.numel()
+        if not is_bytes and (low > -NEAR_END or high < NEAR_END or share > MOST_BEYOND):
+            raise ValueError(
+                f"{path} must hold values in [-1, 1], black -1 and white 1, got {low:.3g} .. "
+                f"{high:.3g}, {100 * share:.0f} % of them beyond {BEYOND_END}: scale them, 2 * x - "
+                "1 if they are in [0, 1], or store bytes as uint8"
+            )
         if words := other_range(images, f"the images of {path}"):
             LOG.warning("%s", words)
     return ImageSet(images, f"{path} ({len(rows):,} images)", len(rows) - len(images))
-
-
-def _check_range(path: Path, low: float, high: float, beyond: float) -> None:
-    """Raise ValueError for values low .. high that are not those of images in [-1, 1].
-
-    beyond: the share of values beyond -1.1 .. 1.1.
-    """
-    if 0 <= low < high <= 1:
-        got = "none below 0: images in [0, 1] would be pale; store 2 * x - 1, or"
-    elif low > -NEAR_END or high < NEAR_END or beyond > MOST_BEYOND:
-        percent = f"{100 * beyond:.0f} % of them beyond {BEYOND_END}: scale them, or store"
-        got = f"{low:.3g} .. {high:.3g}, {percent}"
-    else:
-        return
-    raise ValueError(
-        f"{path} must hold values in [-1, 1], black -1 and white 1, got {got} bytes as uint8"
-    )
 
 
 def read_mask(path: Path) -> Tensor:

@@ -79,14 +79,10 @@ def own_folder(
 
     Raises ValueError for a folder of something else.
     """
-    path = folder / "results.json"
-    # A kill may have left the lock, or half of the first file.
-    if from_first(lambda: not path.exists() and any(folder.glob("[!.]*"))):
-        raise ValueError(f"{folder} exists and is not a reproduction; choose another folder")
     with lock_folder(folder, "another dsmooth reproduce"):
         request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
-        record = Record(path, request, type(None), Report)
-        record.write()
+        record = Record(folder / "results.json", request, type(None), Report)
+        record.begin(folder)
         yield record
 
 
@@ -153,10 +149,7 @@ class Stages:
         """
         # A kill leaves images, of which the record says what they are of.
         record = Record(self.folder / "samples.json", self.request, type(None), type(None))
-        files = self.folder.glob("samples/*.npz")
-        if from_first(lambda: not record.path.exists() and any(files)):
-            raise ValueError(f"{self.folder / 'samples'} has images of an unknown request")
-        record.write()
+        record.begin(self.folder / "samples")
         models, pair, seed = self.models, self.models.pair, self.choices.seed
         methods: tuple[Method, ...] = ("two-step", "single-step")
         if not isinstance(pair.smoothing, GaussianSmoothing):

@@ -110,10 +110,7 @@ def draw_folder(
     diverged = 0
     with lock_folder(folder, "another process that draws into it"):
         record = Record(folder / RECORD, description, type(None), type(None))
-        if not from_first(record.path.exists):
-            if from_first(lambda: any(path.name[0] != "." for path in folder.iterdir())):
-                raise ValueError(f"{folder} holds other files: choose a new folder")
-            record.write()
+        record.begin(folder)
         numbers = range(request.count)
         missing = from_first(lambda: [number for number in numbers if not file(number).exists()])
         parts = runs(missing, _chunk(model, len(missing)))

@@ -153,7 +153,7 @@ def test_forms_of_images_in_python() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ([BLACK[0]], "2 images or more, got 1"),
+        ([BLACK[0]], "`images` must be at least 2, got 1"),
         ([BLACK[0], BLACK[0, :, 4:]], "one size, got 8 x 8 in item 0 and 4 x 8 in item 1"),
         ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .*float32 from -2"),
         (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in .*float32"),
