@@ -11,7 +11,6 @@ from functools import cache
 import torch
 
 from .._extension import unavailable_reason
-from .compiler import CompilerError
 from .driver import Card, CudaError, Kernel
 from .images import sources
 
@@ -32,7 +31,7 @@ def sampler_obstacle(device: torch.device, operands: str = "bfloat16") -> str | 
     if device.type != "cuda":
         return f"the cached sampler does not run on {device.type}"
     try:
-        _load(_index_of(device), operands)
+        sampler_kernel(device, operands)
     except CudaError as error:
         return str(error)
     return None
@@ -40,7 +39,10 @@ def sampler_obstacle(device: torch.device, operands: str = "bfloat16") -> str | 
 
 def sampler_kernel(device: torch.device, operands: str) -> Kernel:
     """The kernel, loaded on a CUDA device. Raises CudaError with the obstacle."""
-    return _load(_index_of(device), operands)
+    index = device.index or 0
+    if device.index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    return _load(index, operands)
 
 
 def describe_cuda(index: int) -> str:
@@ -52,12 +54,6 @@ def describe_cuda(index: int) -> str:
         return str(error)
 
 
-def _index_of(device: torch.device) -> int:
-    if device.index is None and torch.cuda.is_available():
-        return torch.cuda.current_device()
-    return device.index or 0
-
-
 @cache  # of kernels: an error is not kept, so a later call tries again
 def _load(index: int, operands: str) -> Kernel:
     """The kernel of one type of operands on a card. Raises CudaError if there is none."""
@@ -65,6 +61,6 @@ def _load(index: int, operands: str) -> Kernel:
     for words, read in sources(card.capability, operands):
         try:
             return Kernel(card, read())
-        except (CudaError, CompilerError) as error:  # such as code too new for the driver
+        except CudaError as error:  # such as code too new for the driver
             reason = f"{words}: {error}"
     raise CudaError(reason)

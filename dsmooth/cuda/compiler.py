@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-
-class CompilerError(RuntimeError):
-    """NVRTC refused its input."""
+from .driver import CudaError
 
 
 class Compiled(NamedTuple):
@@ -51,7 +49,7 @@ class Nvrtc:
     ) -> Compiled:
         """Machine code, or PTX, of a source file. headers: further files by the names they have.
 
-        Raises CompilerError with the compiler's first line.
+        Raises CudaError with the compiler's first line.
         """
         program = c_void_p()
         names = (c_char_p * len(headers))(*[name.encode() for name in headers])
@@ -66,7 +64,7 @@ class Nvrtc:
             status = self._library.nvrtcCompileProgram(program, len(options), words)
             log = self._result("ProgramLog", program).decode(errors="replace").strip("\0\n")
             if status:
-                raise CompilerError(log.splitlines()[0] if log else f"status {status}")
+                raise CudaError(log.splitlines()[0] if log else f"status {status}")
             return Compiled(self._result("PTX" if ptx else "CUBIN", program), log)
         finally:
             self._call("nvrtcDestroyProgram", byref(program))
@@ -80,7 +78,7 @@ class Nvrtc:
 
     def _call(self, name: str, *arguments: Any) -> None:
         if status := getattr(self._library, name)(*arguments):
-            raise CompilerError(f"{name} failed with status {status}")
+            raise CudaError(f"{name} failed with status {status}")
 
 
 def libraries() -> Iterator[str]:
@@ -88,11 +86,10 @@ def libraries() -> Iterator[str]:
     major = (torch.version.cuda or "").partition(".")[0]
     name = f"libnvrtc.so.{major}" if major else "libnvrtc.so"
     wheels = find_spec("nvidia")
-    folders = [Path(place) for place in (wheels and wheels.submodule_search_locations) or ()]
-    for folder in folders:
-        yield from map(str, folder.glob(f"*/lib/{name}*"))
-    for folder in (Path(torch.__file__).parent / "lib", Path(sys.prefix) / "lib"):
-        yield from map(str, folder.glob(f"libnvrtc[.-]*so*{major}*"))
+    for folder in (wheels and wheels.submodule_search_locations) or ():
+        yield from map(str, Path(folder).glob(f"*/lib/{name}*"))
+    for place in (Path(torch.__file__).parent, Path(sys.prefix)):
+        yield from map(str, place.glob(f"lib/libnvrtc[.-]*so*{major}*"))
     yield name
 
 
@@ -102,6 +99,6 @@ def nvrtc() -> Nvrtc | None:
     for path in libraries():
         try:
             return Nvrtc(path)
-        except (OSError, CompilerError):
+        except (OSError, CudaError):
             continue
     return None

@@ -45,46 +45,40 @@ NOT_UNDERSTOOD = {200, 209, 218, 222}
 
 
 class CudaError(RuntimeError):
-    """A call of the driver failed, or there is no driver."""
-
-
-class Driver:
-    """The functions of the library at `path`."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            self._library = ctypes.CDLL(path)
-            for name, types in FUNCTIONS.items():
-                getattr(self._library, name).argtypes = types
-        except (OSError, AttributeError) as error:  # a driver that is too old lacks functions
-            raise CudaError(f"no NVIDIA driver can be used ({error})") from None
-        self.call("cuInit", 0)
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a function. Raises CudaError with its name and the driver's words."""
-        status = getattr(self._library, name)(*arguments)
-        if status == 0:
-            return
-        words, version, advice = c_char_p(), c_int(), ""
-        self._library.cuGetErrorString(status, ctypes.byref(words))
-        self._library.cuDriverGetVersion(ctypes.byref(version))
-        if status in NOT_UNDERSTOOD:
-            major, minor = version.value // 1000, version.value % 1000 // 10
-            advice = f"; the driver is of CUDA {major}.{minor}"
-        said = (words.value or b"error %d" % status).decode(errors="replace")
-        raise CudaError(f"{name}: {said}{advice}")
-
-    def get(self, kind: Any, name: str, *arguments: Any) -> Any:
-        """What a function writes to its first argument, of a ctypes type."""
-        result = kind()
-        self.call(name, ctypes.byref(result), *arguments)
-        return result.value
+    """A call of the driver or of the compiler failed, or there is none."""
 
 
 @cache
-def driver() -> Driver:
-    """The driver of this machine. Raises CudaError if there is none, or no card."""
-    return Driver(LIBRARY)
+def library() -> ctypes.CDLL:
+    """The driver of this machine. Raises CudaError if there is none."""
+    try:
+        found = ctypes.CDLL(LIBRARY)
+        for name, types in FUNCTIONS.items():
+            getattr(found, name).argtypes = types
+    except (OSError, AttributeError) as error:  # a driver that is too old lacks functions
+        raise CudaError(f"no NVIDIA driver can be used ({error})") from None
+    return found
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the driver. Raises CudaError with its name and the driver's words."""
+    status = getattr(library(), name)(*arguments)
+    if status == 0:
+        return
+    words, version, advice = c_char_p(), c_int(), ""
+    library().cuGetErrorString(status, ctypes.byref(words))
+    library().cuDriverGetVersion(ctypes.byref(version))
+    if status in NOT_UNDERSTOOD:
+        advice = f"; the driver is of CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    said = (words.value or b"error %d" % status).decode(errors="replace")
+    raise CudaError(f"{name}: {said}{advice}")
+
+
+def get(kind: Any, name: str, *arguments: Any) -> Any:
+    """What a function of the driver writes to its first argument, of a ctypes type."""
+    result = kind()
+    call(name, ctypes.byref(result), *arguments)
+    return result.value
 
 
 class Card:
@@ -95,9 +89,10 @@ class Card:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._device = driver().get(c_int, "cuDeviceGet", index)
+        call("cuInit", 0)
+        self._device = get(c_int, "cuDeviceGet", index)
         major, minor, self.processors, self.shared_per_block = (
-            driver().get(c_int, "cuDeviceGetAttribute", number, self._device)
+            get(c_int, "cuDeviceGetAttribute", number, self._device)
             for number in (MAJOR, MINOR, PROCESSORS, SHARED_PER_BLOCK)
         )
         self.capability = major, minor
@@ -110,17 +105,17 @@ class Card:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Inside the block the device's primary context is the one of this thread."""
-        driver().call("cuCtxPushCurrent_v2", _primary_context(self._device))
+        call("cuCtxPushCurrent_v2", _primary_context(self._device))
         try:
             yield
         finally:
-            driver().get(c_void_p, "cuCtxPopCurrent_v2")
+            get(c_void_p, "cuCtxPopCurrent_v2")
 
 
 @cache
 def _primary_context(device: int) -> int:
     """Retained once, for as long as the process lives, as torch does."""
-    return int(driver().get(c_void_p, "cuDevicePrimaryCtxRetain", device))
+    return int(get(c_void_p, "cuDevicePrimaryCtxRetain", device))
 
 
 class Kernel:
@@ -136,18 +131,16 @@ class Kernel:
         values = (c_void_p * 2)(ctypes.addressof(errors), len(errors))
         with card.current():
             try:
-                module = driver().get(
-                    c_void_p, "cuModuleLoadDataEx", image, len(options), options, values
-                )
+                module = get(c_void_p, "cuModuleLoadDataEx", image, len(options), options, values)
             except CudaError as error:
                 log = " ".join(errors.value.decode(errors="replace").split())
                 raise CudaError(f"{error}{log and f' ({log})'}") from None
-            self._function = driver().get(c_void_p, "cuModuleGetFunction", module, ENTRY)
+            self._function = get(c_void_p, "cuModuleGetFunction", module, ENTRY)
             # Code of CUDA 13 for sm_90 and later has 1,024 bytes of its own.
-            static = driver().get(c_int, "cuFuncGetAttribute", STATIC_SHARED, self._function)
+            static = get(c_int, "cuFuncGetAttribute", STATIC_SHARED, self._function)
             self.shared_limit = card.shared_per_block - static
             limit = MOST_DYNAMIC_SHARED, self.shared_limit
-            driver().call("cuFuncSetAttribute", self._function, *limit)
+            call("cuFuncSetAttribute", self._function, *limit)
 
     def launch(
         self, blocks: int, lanes: int, shared_bytes: int, argument: bytes, stream: int
@@ -157,4 +150,4 @@ class Kernel:
         arguments = (c_void_p * 1)(ctypes.addressof(copy))
         sizes = (blocks, 1, 1, lanes, 1, 1, shared_bytes)
         with self.card.current():
-            driver().call("cuLaunchKernel", self._function, *sizes, stream, arguments, None)
+            call("cuLaunchKernel", self._function, *sizes, stream, arguments, None)

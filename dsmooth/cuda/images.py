@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,14 +55,17 @@ def sources(
 
 
 def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
-    """The image from the cache, or compiled and kept there. Raises CompilerError."""
+    """The image from the cache, or compiled and kept there. Raises CudaError."""
     path = cached_file(compiler, target, operands)
-    if (data := read_checked(path)) is not None:
-        return data
+    with suppress(OSError):
+        content = path.read_bytes()
+        digest, data = content[:32], content[32:]
+        if hashlib.sha256(data).digest() == digest:
+            return data
+        LOG.warning("%s is damaged and is made again", path)
     LOG.warning("compiling the sampler for %s, once: it takes some 20 seconds", target)
     data = compile_kernel(compiler, target, OPERANDS[operands]).data
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may do the same; each replaces the file by a whole one.
         write_atomically(path, hashlib.sha256(data).digest() + data)
         for other in path.parent.glob(f"sampler-{operands}-{target}-*"):
@@ -87,16 +91,3 @@ def cached_file(compiler: Nvrtc, target: str, operands: str) -> Path:
         digest.update(path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "dsmooth" / f"sampler-{operands}-{target}-{digest.hexdigest()[:16]}"
-
-
-def read_checked(path: Path) -> bytes | None:
-    """What was written after its digest; None, which has it made again, for anything else."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, data = content[:32], content[32:]
-    if hashlib.sha256(data).digest() == digest:
-        return data
-    LOG.warning("%s is damaged and is made again", path)
-    return None

@@ -18,7 +18,7 @@ from dsmooth import cuda
 from dsmooth._extension import extension
 from dsmooth.commands import doctor
 from dsmooth.cuda import compiler, driver, images
-from dsmooth.cuda.compiler import Compiled, CompilerError, Nvrtc, nvrtc
+from dsmooth.cuda.compiler import Compiled, Nvrtc, nvrtc
 from dsmooth.cuda.driver import Card, CudaError, Kernel
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.nn import PixelCNNpp
@@ -98,7 +98,7 @@ def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys
     """The obstacle is a line, which `dsmooth doctor` prints."""
 
     def obstacle() -> str:
-        driver.driver.cache_clear()
+        driver.library.cache_clear()
         found = cuda.sampler_obstacle(FIRST)
         assert found is not None
         assert "\n" not in found
@@ -209,7 +209,7 @@ def test_the_first_source_is_said_and_loaded(way, fake, stub, monkeypatch, caplo
 
 def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     """And what no origin can mend is said, with the driver's version, or as the compiler did."""
-    fake.failure = CompilerError("sample.cu(3): error: no")
+    fake.failure = CudaError("sample.cu(3): error: no")
     said = "compiled for sm_90 by NVRTC 13.2 at the first use: "
     assert cuda.sampler_obstacle(FIRST) == f"{said}sample.cu(3): error: no"
     fake.failure = None
@@ -294,7 +294,7 @@ def test_the_compilers_own_words_are_the_error(tmp_path: Path) -> None:
     source.write_text("__global__ void sample() { no; }")
     message = r'wrong.cu\(1\): error: identifier "no" is undefined'
     compile = partial(nvrtc().compile, source, {}, ["-arch=sm_90"], ptx=False)
-    refuses(message, compile, error=CompilerError)
+    refuses(message, compile, error=CudaError)
 
 
 @pytest.mark.long
