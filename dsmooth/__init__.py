@@ -81,27 +81,22 @@ if TYPE_CHECKING:
     from .training import train as train
 
 # Resolved on first use, so that `import dsmooth` and `dsmooth --help` do not import torch.
-_HOME = {
-    "GaussianSmoothing": "smoothing",
-    "LaplaceSmoothing": "smoothing",
-    "ModelConfig": "config",
-    "PixelCNNpp": "nn",
-    "RunFolder": "pretrained.runs",
-    "SmoothedPair": "pair",
-    "TrainConfig": "config",
-    "UniformSmoothing": "smoothing",
-    "cluster": "evaluate",
-    "load": "pretrained.load",
-    "load_pixelcnnpp": "pretrained.importer",
-    "preset": "presets",
-    "round_to_bytes": "data",
-    "save": "pretrained.save",
-    "show": "data.pictures",
-    "to_bytes": "data",
-    "to_float": "data",
-    "to_pil": "data.pictures",
-    "train": "training",
+_NAMES = {
+    "config": ("ModelConfig", "TrainConfig"),
+    "data": ("round_to_bytes", "to_bytes", "to_float"),
+    "data.pictures": ("show", "to_pil"),
+    "evaluate": ("cluster",),
+    "nn": ("PixelCNNpp",),
+    "pair": ("SmoothedPair",),
+    "presets": ("preset",),
+    "pretrained.importer": ("load_pixelcnnpp",),
+    "pretrained.load": ("load",),
+    "pretrained.runs": ("RunFolder",),
+    "pretrained.save": ("save",),
+    "smoothing": ("GaussianSmoothing", "LaplaceSmoothing", "UniformSmoothing"),
+    "training": ("train",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("data", "evaluate", "functional", "pretrained", "sampling", "training")
 
 __all__ = ["__version__", *_HOME, *_MODULES]

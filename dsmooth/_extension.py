@@ -13,39 +13,18 @@ import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TypedDict
+from typing import Any
 
 __version__ = "0.2.0"  # setuptools reads it here without importing the package
 # The folder that this dsmooth was imported from.
 PACKAGE = Path(__file__).resolve().parent
 
 
-class CudaBuild(TypedDict):
-    """The GPU architectures with packaged kernel images, and the reason for that choice."""
-
-    images: list[str]
-    reason: str
-
-
-class BuildInfo(TypedDict):
-    """The record of a build by setup.py; reason: why it has no extension."""
-
-    extension: bool
-    reason: str | None
-    compiler: str
-    flags: str
-    instruction_sets: list[str]
-    cuda: CudaBuild
-
-
 @cache
-def build_info() -> BuildInfo | None:
-    """The record of the build, or None in a source tree that was never built."""
-    try:
-        info: BuildInfo = json.loads((PACKAGE / "_build_info.json").read_text())
-        return info
-    except FileNotFoundError:
-        return None
+def build_info() -> dict[str, Any] | None:
+    """The record of the build by setup.py, or None in a source tree that was never built."""
+    path = PACKAGE / "_build_info.json"
+    return dict(json.loads(path.read_text())) if path.exists() else None
 
 
 @cache
@@ -102,5 +81,4 @@ def extension() -> ModuleType:
 
 def instruction_sets() -> list[str]:
     """Names of the instruction sets built that this CPU has, the best last."""
-    loaded = _load()
-    return [] if isinstance(loaded, str) else list(loaded.instruction_sets())
+    return list(extension().instruction_sets()) if is_available() else []

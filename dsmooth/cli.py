@@ -63,17 +63,17 @@ def main(args: Sequence[str] | None = None) -> None:
                 command = parse(args)
             finally:
                 sys.stdout.flush()  # a full disk is an error of the help, too
-            from .distributed import process_group, rank_and_size  # torch with them
+            # A verb is imported when it is called, and torch with it.
+            from .distributed import process_group, rank_and_size
+            from .machine import keep_freed_memory, torch_threads
 
             size = rank_and_size()[1]
             stack.enter_context(lines_shown())
             stack.enter_context(process_group())
-            # A verb is imported when it is called, and torch with it.
-            verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
-            machine = import_module(".machine", __package__)
-            machine.keep_freed_memory()
+            keep_freed_memory()
             if hasattr(command, "execution"):
-                machine.use_threads(command.execution.threads)
+                stack.enter_context(torch_threads(command.execution.threads))
+            verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             status = verb(command) or 0
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def prepare_process() -> None:
-    """Set the standard streams of this process and the spinning of its threads."""
+    """Set the standard streams of this process, the spinning of its threads, and its end."""
     if sys.stdout is None:  # it is closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -110,13 +110,9 @@ def prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the locale may lack a letter
-    atexit.register(skip_last_search)
-
-
-def skip_last_search() -> None:
-    """At its end Python searches all that torch imported for garbage, which takes half a second."""
-    if "triton" not in sys.modules:  # it reports objects that outlive the interpreter
-        gc.freeze()
+    # At its end Python searches all that torch imported for garbage, which takes half a second.
+    # Triton reports objects that outlive the interpreter.
+    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
 
 
 def explain(error: Exception, options: Collection[str] = ()) -> str | None:

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from ._extension import instruction_sets
-from .fields import SettingError, check_number
+from .fields import check_number, check_one_of
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -21,16 +21,11 @@ def choose_device(name: str | torch.device) -> torch.device:
     name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise SettingError("device", f'must be auto, cpu, cuda or cuda:N, got "{name}"')
-    count = torch.cuda.device_count()
-    number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % max(count, 1)
-    if number >= count:
-        raise SettingError("device", f"cannot be {name}: PyTorch finds {count} CUDA devices")
-    return torch.device("cuda", number)
+    names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if name == "cuda" and len(names) > 1:
+        name = names[1 + int(os.environ.get("LOCAL_RANK", 0)) % (len(names) - 1)]
+    check_one_of("device", name, names)
+    return torch.device(name)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -51,19 +46,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return "amx" in instruction_sets() or (has_pairs and "Intel" not in cpu_name())
 
 
-def use_threads(threads: int | None) -> None:
-    """Make torch use `threads` CPU threads; None keeps its setting. ValueError for less than 1."""
-    if threads is None:
-        return
-    check_number("threads", threads)
-    torch.set_num_threads(threads)
-
-
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Context manager for `use_threads`."""
+    """Make torch use `threads` CPU threads inside the block; None keeps its setting."""
     before = torch.get_num_threads()
-    use_threads(threads)
+    if threads is not None:
+        check_number("threads", threads)
+        torch.set_num_threads(threads)
     try:
         yield
     finally:

@@ -76,16 +76,16 @@ def silence() -> Iterator[None]:
 
 
 class _Portion:
-    """A part of some work; `tell` gets each amount of it that is done."""
+    """A part of some work; `tell` gets each amount of it that is done, and their sum."""
 
-    def __init__(self, tell: Callable[[float], object]) -> None:
+    def __init__(self, tell: Callable[[float, float], object]) -> None:
         self.done, self._tell = 0.0, tell
         self._lock = threading.Lock()  # parts run in threads
 
     def add(self, amount: float) -> None:
         with self._lock:
             self.done += amount
-            self._tell(amount)
+            self._tell(amount, self.done)
 
 
 _CURRENT: ContextVar[_Portion | None] = ContextVar("progress", default=None)
@@ -99,8 +99,8 @@ def advance_to(fraction: float) -> None:
 
 
 @contextmanager
-def _entered(part: _Portion) -> Iterator[None]:
-    token = _CURRENT.set(part)
+def _entered(tell: Callable[[float, float], object]) -> Iterator[None]:
+    token = _CURRENT.set(_Portion(tell))
     try:
         yield
     finally:
@@ -115,7 +115,7 @@ def portion(share: float) -> Iterator[None]:
         yield
         return
     add = current.add
-    with _entered(_Portion(lambda amount: add(amount * share))):
+    with _entered(lambda amount, _: add(amount * share)):
         yield
         advance_to(1.0)
 
@@ -130,11 +130,9 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[None]:
         with portion(1.0):
             yield
         return
-    with _shown(title, total, unit) as show:
-        # Sums of portions are round numbers again.
-        whole = _Portion(lambda _: show(round(whole.done * total, 3)))
-        with _entered(whole):
-            yield
+    # Rounded, sums of portions are round numbers again.
+    with _shown(title, total, unit) as show, _entered(lambda _, sum: show(round(sum * total, 3))):
+        yield
 
 
 @contextmanager
