@@ -11,7 +11,7 @@ from ..data import to_float
 from ..data.dataset import as_grey
 from ..data.pictures import is_diverged
 from ..data.sources import read_images, read_mask
-from ..fields import SettingError, check_number
+from ..fields import check_number
 from ..files import printable
 from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
 from ..progress import progress
@@ -37,9 +37,7 @@ def complete(options: Complete) -> None:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = choose_images(source, options.count, models)
     given: dict[str, Tensor] = {}
-    if options.drawing.label == "own":
-        if labels is None:
-            raise SettingError("label", "own is for images with labels of the model's classes")
+    if options.drawing.label == "own" and labels is not None:
         given["label"] = labels.repeat_interleave(draws)
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
@@ -69,25 +67,20 @@ def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tens
         try:
             data = images_for(models, "test")
         except (ValueError, FileNotFoundError):
-            raise ValueError(
-                "the models do not say where their images are: name some by --images"
-            ) from None
+            words = "the models do not say where their images are: name some by --images"
+            raise ValueError(words) from None
         images, words = data.images[:count], data.source
         if models.classes is not None and data.has_classes(models.classes.names):
             labels = data.labels_of(models.classes.names)[:count]
     else:
         originals = read_images(source, count)
         if originals.diverged:
-            raise ValueError(
-                f"{source} holds images that are not finite ({originals.diverged} of the "
-                f"first {count}): leave them out, so that rows keep their numbers"
-            )
+            words = "so that rows keep their numbers"
+            raise ValueError(f"{source} holds images that are not finite: leave them out, {words}")
         images, words = originals.images, originals.source
     if shape[0] == 1:
         images = as_grey(images)
     if tuple(images.shape[1:]) != shape or len(images) == 0:
-        raise ValueError(
-            f"the models draw images of (C, H, W) = {shape}, got {len(images)} of "
-            f"{tuple(images.shape[1:])} from {words}"
-        )
+        found = f"{len(images)} of {tuple(images.shape[1:])} from {words}"
+        raise ValueError(f"the models draw images of (C, H, W) = {shape}, got {found}")
     return to_float(images), labels

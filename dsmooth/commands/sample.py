@@ -64,14 +64,13 @@ def request_of(model: Model, drawing: Drawing, count: int, **given: Any) -> Requ
 
 def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:
     """Raise ValueError for files that images cannot be written to. folder: whether one may be."""
-    if not outputs:
-        raise ValueError("--out must name a file or a folder")
+    suffixes = [suffix_of(path) for path in outputs]
+    is_folder = folder and suffixes == [""] and outputs != (Path("-"),)
+    if not is_folder and not (suffixes and {*suffixes} <= {".png", ".npz"}):
+        words = ", or be one folder, without a suffix" * folder
+        found = " ".join(map(str, outputs)) or "nothing"
+        raise ValueError(f"--out must end in .png or .npz{words}, got {found}")
     for path in outputs:
-        if not suffix_of(path) and folder and len(outputs) > 1:
-            raise ValueError(f"a folder must be the only --out, got {path} among others")
-        if suffix_of(path) not in (".png", ".npz", "")[: 2 + folder] or path.name == "-":
-            words = ", or be a folder without a suffix" * folder
-            raise ValueError(f"--out must end in .png or .npz{words}, got {path}")
         check_writable(path)
 
 

@@ -9,18 +9,11 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from .driver import CudaError
-
-
-class Compiled(NamedTuple):
-    """Machine code or PTX, and what the compiler said."""
-
-    data: bytes
-    log: str
 
 
 class Nvrtc:
@@ -46,10 +39,10 @@ class Nvrtc:
 
     def compile(
         self, path: Path, headers: Mapping[str, bytes], options: Sequence[str], *, ptx: bool
-    ) -> Compiled:
-        """Machine code, or PTX, of a source file. headers: further files by the names they have.
+    ) -> tuple[bytes, str]:
+        """Machine code, or PTX, of a source file, and what the compiler said.
 
-        Raises CudaError with the compiler's first line.
+        headers: further files by their names. Raises CudaError with the compiler's first line.
         """
         program = c_void_p()
         names = (c_char_p * len(headers))(*[name.encode() for name in headers])
@@ -65,7 +58,7 @@ class Nvrtc:
             log = self._result("ProgramLog", program).decode(errors="replace").strip("\0\n")
             if status:
                 raise CudaError(log.splitlines()[0] if log else f"status {status}")
-            return Compiled(self._result("PTX" if ptx else "CUBIN", program), log)
+            return self._result("PTX" if ptx else "CUBIN", program), log
         finally:
             self._call("nvrtcDestroyProgram", byref(program))
 

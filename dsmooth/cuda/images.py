@@ -17,7 +17,7 @@ from pathlib import Path
 from .._extension import PACKAGE
 from ..files import write_atomically
 from ..progress import LOG
-from .compiler import Compiled, Nvrtc, nvrtc
+from .compiler import Nvrtc, nvrtc
 
 # Names of the types of operands in Python and in C++.
 OPERANDS = {"bfloat16": "Bf16", "float32": "float"}
@@ -64,7 +64,7 @@ def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
             return data
         LOG.warning("%s is damaged and is made again", path)
     LOG.warning("compiling the sampler for %s, once: it takes some 20 seconds", target)
-    data = compile_kernel(compiler, target, OPERANDS[operands]).data
+    data = compile_kernel(compiler, target, OPERANDS[operands])[0]
     try:
         # Another process may do the same; each replaces the file by a whole one.
         write_atomically(path, hashlib.sha256(data).digest() + data)
@@ -76,8 +76,8 @@ def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
     return data
 
 
-def compile_kernel(compiler: Nvrtc, target: str, type_name: str, *more: str) -> Compiled:
-    """Compile the kernel; more: options of the compiler."""
+def compile_kernel(compiler: Nvrtc, target: str, type_name: str, *more: str) -> tuple[bytes, str]:
+    """The kernel, and what the compiler said. more: options of the compiler."""
     headers = dict.fromkeys(STANDARD_NAMES, (SOURCES / STANDARD).read_bytes())
     folder = (SOURCES / MAIN).parent
     options = [*OPTIONS, f"-arch={target}", f"-DDSMOOTH_OPERAND={type_name}", f"-I{folder}", *more]

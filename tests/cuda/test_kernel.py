@@ -18,7 +18,7 @@ from dsmooth import cuda
 from dsmooth._extension import extension
 from dsmooth.commands import doctor
 from dsmooth.cuda import compiler, driver, images
-from dsmooth.cuda.compiler import Compiled, Nvrtc, nvrtc
+from dsmooth.cuda.compiler import Nvrtc, nvrtc
 from dsmooth.cuda.driver import Card, CudaError, Kernel
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.nn import PixelCNNpp
@@ -146,11 +146,11 @@ class FakeNvrtc(Nvrtc):
         self.failure: Exception | None = None
         self.compiled = 0
 
-    def compile(self, path: Any, headers: Any, options: Any, *, ptx: bool) -> Compiled:
+    def compile(self, path: Any, headers: Any, options: Any, *, ptx: bool) -> tuple[bytes, str]:
         if self.failure is not None:
             raise self.failure
         self.compiled += 1
-        return Compiled(f"{'PTX' if ptx else 'code'} {' '.join(options)}".encode(), "")
+        return f"{'PTX' if ptx else 'code'} {' '.join(options)}".encode(), ""
 
 
 @pytest.fixture
@@ -309,9 +309,9 @@ def test_kernels_keep_to_registers(card: int, operands: str) -> None:
     found, target = nvrtc(), f"sm_{card}"
 
     def write(folder: Path) -> None:
-        compiled = images.compile_kernel(found, target, images.OPERANDS[operands], "-Xptxas=-v")
-        assert compiled.data.startswith(b"\x7fELF")
-        (folder / "said.txt").write_text(compiled.log)
+        code, said = images.compile_kernel(found, target, images.OPERANDS[operands], "-Xptxas=-v")
+        assert code.startswith(b"\x7fELF")
+        (folder / "said.txt").write_text(said)
 
     folder = kept(repr((found.version, target, operands, images.OPTIONS)).encode(), write)
     said = (folder / "said.txt").read_text()  # by ptxas

@@ -34,8 +34,8 @@ def compiled_ptx(operands: str) -> str:
     assert compiler is not None
 
     def make(folder: Path) -> None:
-        compiled = compile_kernel(compiler, "compute_80", OPERANDS[operands])
-        (folder / "kernel.ptx").write_bytes(compiled.data.rstrip(b"\0"))
+        ptx, _ = compile_kernel(compiler, "compute_80", OPERANDS[operands])
+        (folder / "kernel.ptx").write_bytes(ptx.rstrip(b"\0"))
 
     return (kept(f"{compiler.version} {operands}".encode(), make) / "kernel.ptx").read_text()
 
