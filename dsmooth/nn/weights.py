@@ -49,8 +49,7 @@ def load_network(
     return network.eval()
 
 
-# Tensors of one additional gated resnet per block, and of one in the encoder.
-TENSORS_PER_RESNET, TENSORS_PER_CONTEXT_LAYER = 99, 6
+TENSORS_PER_RESNET = 99  # of one additional gated resnet per block
 
 
 def outline(
@@ -64,8 +63,6 @@ def outline(
     Raises ValueError, naming `source`, if there are too few `tensors` for its layers.
     """
     least = TENSORS_PER_RESNET * config.n_resnet
-    if config.conditioning == "concat":
-        least += TENSORS_PER_CONTEXT_LAYER * config.context_layers
     if len(tensors) < least:
         raise ValueError(
             f"{source} holds a model of another shape: it has {len(tensors)} tensors, "
