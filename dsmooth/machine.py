@@ -98,8 +98,3 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
     # Older versions reject more than 32 MiB.
     _ = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
-
-
-def memory_bytes() -> int:
-    """The memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -246,14 +246,14 @@ def draw_network(
     Otherwise they are drawn by one forward pass per pixel. precision: see `sample_images`.
     """
     weight, change = model.head.bias, changed_layer(model)
-    dtype = getattr(torch, precision_on(weight.device, precision))
+    operands = precision_on(weight.device, precision)
     if change is None and weight.dtype == torch.float64:
         change = "the weights are float64: .float() rounds"
-    reason = change or sampler_obstacle(weight.device, str(dtype).removeprefix("torch."))
+    reason = change or sampler_obstacle(weight.device, operands)
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
-        return packed_sampler(model, dtype).run(request, size, context)
+        return packed_sampler(model, getattr(torch, operands)).run(request, size, context)
     if precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     hint = "" if change else "; `dsmooth doctor` says more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,7 +19,7 @@ from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import sampler_obstacle
 from ..fields import SettingError, check_number, check_one_of
 from ..functional.checks import check_tensor
-from ..machine import has_fast_bfloat16, memory_bytes
+from ..machine import has_fast_bfloat16
 from ..nn.condition import NO_CLASS, ClassLabel, labels_of
 from ..nn.images import check_images, check_scale, check_size
 from ..philox import Stream, image_words, seed_words, whole_index
@@ -276,7 +277,7 @@ def checked_shape(count: int, channels: int, height: int, width: int) -> tuple[i
     """The shape of images to draw. Raises ValueError for a bad size, or if memory cannot hold
     them."""
     shape = (count, channels, *check_size((height, width), "height", "width"))
-    needed, memory = 4 * math.prod(shape), memory_bytes()
+    needed, memory = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise ValueError(
             f"{count:,} images take {needed:,} bytes, but the machine has {memory:,}: draw fewer "
