@@ -156,9 +156,6 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     assert not RunFolder(out / "denoiser").is_finished()
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
     assert reproduce(out, *runs) == 0
-    for role in ("noisy", "denoiser", "plain"):
-        first, second = (folder / role / "model.safetensors" for folder in (finished, out))
-        assert first.read_bytes() == second.read_bytes()
     assert reported_in(finished).bits == reported_in(out).bits
 
 

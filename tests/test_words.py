@@ -1,4 +1,4 @@
-"""Nothing that the program does depends on sentences for people: each of them becomes "x" here."""
+"""Nothing that the program does depends on sentences for people."""
 
 from __future__ import annotations
 
@@ -9,32 +9,8 @@ import pytest
 
 from dsmooth.config import TrainConfig
 from dsmooth.fields import SettingError
-from tests.helpers.command_runs import run
 
 pytestmark = pytest.mark.quick
-
-
-@pytest.mark.parametrize(
-    ("command", "line"),
-    [
-        ("sample mnist --label cat", "--label x"),
-        ("train noisy --images 3 --budget 2", "--images and --budget x"),
-        ("train noisy --images 8 --data folder --image-size 6", "--image-size x"),
-        ("train noisy --images 8 --label-dropout 0.5", "--label-dropout x --classes"),
-        ("train noisy --images 8 --data folder", "x --data-dir"),
-        ("train noisy --images 8 --device gpu", "--device x"),
-    ],
-)
-def test_an_error_names_its_options(command, line, tmp_path, monkeypatch, capsys) -> None:
-    init = SettingError.__init__
-
-    def without_words(self: SettingError, arguments, message: str, **remedy: object) -> None:
-        init(self, arguments, "x", **remedy)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(SettingError, "__init__", without_words)
-    assert run(*command.split()) == 1
-    assert capsys.readouterr().err == f"dsmooth: error: {line}\n"
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 
 from dsmooth.data import load_dataset
+from dsmooth.machine import keep_freed_memory
 from dsmooth.presets import PRESETS
 from dsmooth.pretrained.runs import RunFolder
 from tests.helpers.command_runs import complains, run, save_run, settings_of
@@ -64,26 +65,20 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_how(monkeypatch) -> Non
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting"
-)
-def test_large_blocks_stay_in_the_heap() -> None:
-    """Unless the user says how."""
-    code = (
-        "import os, numpy; from dsmooth.machine import keep_freed_memory\n"
-        "def stays():\n"
-        "    keep_freed_memory()\n"
-        "    address = numpy.empty(2**26).ctypes.data\n"
-        "    heap = next(line for line in open('/proc/self/maps') if '[heap]' in line)\n"
-        "    first, end = (int(word, 16) for word in heap.split()[0].split('-'))\n"
-        "    return first <= address < end\n"
-        "os.environ['MALLOC_ARENA_MAX'] = '1'; print(stays())\n"
-        "del os.environ['MALLOC_ARENA_MAX']; print(stays())"
-    )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\nTrue\n"
+def test_freed_memory_is_kept_unless_the_user_says_how(monkeypatch) -> None:
+    """By two calls of mallopt, with constants of malloc.h; older libraries reject the largest."""
+    library = Mock()
+    monkeypatch.setattr("dsmooth.machine.ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("os.environ", {})
+    for accepts in (1, 0):
+        library.mallopt.side_effect = lambda option, size, accepts=accepts: accepts
+        keep_freed_memory()
+    largest, smaller = call(-3, 2**30), call(-3, 2**25)
+    trim = call(-1, 2**31 - 1)
+    assert library.mallopt.mock_calls == [trim, largest, trim, largest, smaller]
+    monkeypatch.setattr("os.environ", {"MALLOC_ARENA_MAX": "1"})
+    keep_freed_memory()
+    assert library.mallopt.call_count == 5
 
 
 VERBS = ("train", "sample", "complete", "cluster", "probe", "reproduce", "doctor", "evaluate", "")

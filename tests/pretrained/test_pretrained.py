@@ -27,7 +27,6 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, load, packaged
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.sampling import CachedSampler
 from dsmooth.work import read_record
 from tests.helpers.command_runs import run, save_run
 
@@ -97,10 +96,6 @@ def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     plain = PixelCNNpp.from_pretrained("mnist-plain")
     with_plain = dsmooth.load(Path(DEFAULT), Path("mnist-plain"))
     assert weights_digest(with_plain.networks["plain"]) == weights_digest(plain)
-    command = ["sample", "mnist-plain", "-n", "1", "--precision", "float32", "--out"]
-    assert run(*command, str(tmp_path / "y.npz")) == 0
-    y = CachedSampler(plain).sample(1, *plain.image_size)
-    assert np.array_equal(np.load(tmp_path / "y.npz")["x"], y.numpy())
     with pytest.raises(FileNotFoundError, match=rf"no no-such-models.*it has .*{DEFAULT}"):
         SmoothedPair.from_pretrained("no-such-models")
     monkeypatch.chdir(tmp_path)
