@@ -84,8 +84,20 @@ def data(made: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("once") / "out"
+    """Stopped in the training of the denoiser, and resumed."""
+    out, step = tmp_path_factory.mktemp("once") / "out", TrainState.step
+
+    def stop(state: TrainState) -> None:
+        step(state)
+        if state.config.role == "denoiser":
+            signal.raise_signal(signal.SIGINT)
+
     with without_plots():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainState, "step", stop)
+            assert reproduce(out, *tiny_runs(data)) == 128 + signal.SIGINT
+        assert (out / "denoiser" / "checkpoint.safetensors").exists()
+        assert not RunFolder(out / "denoiser").is_finished()
         assert reproduce(out, *tiny_runs(data)) == 0
     return out
 
@@ -137,26 +149,6 @@ def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tm
     (tmp_path / "thesis.tex").write_text("words")
     refuses("has files, and no results.json says", reproduce, tmp_path, *tiny_runs(data))
     assert [p.name for p in tmp_path.glob("[!.]*")] == ["thesis.tex"]
-
-
-def test_stopped_and_resumed_is_the_uninterrupted_run(
-    finished, data, tmp_path, monkeypatch, capsys, no_plots
-) -> None:
-    out, step, runs = tmp_path / "stopped", TrainState.step, tiny_runs(data)
-
-    def stop(state: TrainState) -> None:
-        step(state)
-        if state.config.role == "denoiser":
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainState, "step", stop)
-        assert reproduce(out, *runs) == 128 + signal.SIGINT
-    assert "repeat the same command to resume" in capsys.readouterr().out
-    assert not RunFolder(out / "denoiser").is_finished()
-    assert (out / "denoiser" / "checkpoint.safetensors").exists()
-    assert reproduce(out, *runs) == 0
-    assert reported_in(finished).bits == reported_in(out).bits
 
 
 @pytest.mark.quick
