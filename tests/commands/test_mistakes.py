@@ -48,7 +48,6 @@ MISTAKES = [
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain holds a second plain model"),
     (f"evaluate bpd noisy denoiser {FOLDER} --limit 0", "--limit must be at least 1, got"),
-    ("evaluate bpd own", "Measure it there (dsmooth.evaluate), or write the images to measure to"),
     ("evaluate bpd own --data-dir images", "name that folder, and set --data folder"),
     ("evaluate bpd noisy denoiser --data-dir nowhere", "is in nowhere or the folders inside it"),
     ("evaluate bpd noisy denoiser --out log.json/x.json", "x.json cannot be written: "),

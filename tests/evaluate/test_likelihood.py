@@ -161,7 +161,6 @@ PAIR = tiny_pair()
         (partial(score_pair, batch_size=0), PAIR, DATA, "`batch_size` must be at least 1, got 0"),
         (partial(score_pair, clean_noise=-1), PAIR, DATA, "scale must be positive and finite, got"),
         (score_pair, PAIR, random_dataset(2, 12), r"\(1, 8, 8\), got noise of \(1, 12, 12\): 2 im"),
-        (score_pair, PAIR, random_dataset(2, channels=3), r"got noise of \(3, 8, 8\)"),
         (score_plain, network("concat"), DATA, 'a plain model must have conditioning="none"'),
         (score_plain, network(**GAUSSIAN), DATA, "and no gaussian noise in its likelihood"),
         (score_plain, sized(12), DATA, r"the model is for images .* \(1, 12, 12\), got noise of"),

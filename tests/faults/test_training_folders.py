@@ -241,9 +241,7 @@ def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, messa
     refuses(message, train, CONFIG, run.path, resume=True)
 
 
-@pytest.mark.parametrize(
-    "every", [8, pytest.param(1, marks=[pytest.mark.full, pytest.mark.budget(90)])]
-)
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.full)])
 def test_a_run_survives_being_killed_anywhere(finished, tmp_path, every: int) -> None:
     """At every change of a file, or at a few."""
     run = tmp_path / "killed"

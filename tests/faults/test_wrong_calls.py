@@ -369,9 +369,7 @@ TARGETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "every", [24, pytest.param(1, marks=[pytest.mark.full, pytest.mark.budget(60)])]
-)
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
 def test_a_wrong_call_raises_or_answers_rightly(target: Target, every: int) -> None:
     """One in so many, and all those that must be refused."""
@@ -433,9 +431,7 @@ def wrong_programs(program: Program) -> Iterator[str]:
             object.__setattr__(part, name, right)
 
 
-@pytest.mark.parametrize(
-    "every", [408, pytest.param(17, marks=[pytest.mark.full, pytest.mark.budget(60)])]
-)
+@pytest.mark.parametrize("every", [408, pytest.param(17, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     ("conditioning", "classes", "more"),
     [("none", 0, {}), ("stack", CLASSES, {}), ("concat", 0, {}), ("stack", 0, PIXELS)],

@@ -175,10 +175,9 @@ def test_a_card_of_a_pair_with_classes(tool: ModuleType, tmp_path: Path) -> None
     card = tool.write_card(folder, tmp_path / "work", train_set, test_set, count=20)
     assert card.probes == {}
     x = test_set.batch(torch.arange(20))
-    without = -SmoothedPair.from_pretrained(folder).elbo(x, top_classes=None).mean() / (
-        784 * math.log(2)
-    )
-    assert card.classes.bits_without == pytest.approx(float(without), rel=1e-5)
+    nats = SmoothedPair.from_pretrained(folder).elbo(x, top_classes=None).mean()
+    without = -float(nats) / (784 * math.log(2))
+    assert card.classes.bits_without == pytest.approx(without, rel=1e-5)
     assert "# MNIST by class" in (text := (folder / "README.md").read_text())
     assert text.count("| two-step samples, guidance 0.1 |") == 2
     with Image.open(folder / "samples.png") as picture:
