@@ -111,6 +111,8 @@ DIVERGED.stem_u.weight_g.data.fill_(torch.nan)
     [
         ({"n_clusters": 1}, r"`n_clusters` must lie in 2 \.\. 8"),
         ({"n_clusters": 9}, r"`n_clusters` must lie in 2 \.\. 8, got 9"),
+        ({"images": 2 * torch.ones(8, 1, 8, 8)}, r"images must be bytes or lie in \[-1, 1\], got"),
+        ({"seed": "x"}, "`seed` must be a whole number, got 'x'"),
         ({"seed": -1}, r"`seed` must lie in 0 \.\. "),
         ({"model": DIVERGED}, "features that are not finite"),
     ],

@@ -300,6 +300,8 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
         assert any("state neither their extractor nor" in text for text in found.warnings)
         words = r"features of Sequential must have shape \(N, 12\), got \(40, 4\)"
         refuses(words, compare_images, {"x": x[:, :1]}, published)
+    np.savez(tmp_path / "images.npz", arr_0=y.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(read_reference(tmp_path / "images.npz"), y)
 
 
 def test_a_network_of_ones_own_stays_as_it_is_and_its_weights_identify_it() -> None:
