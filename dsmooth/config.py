@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from .fields import SettingError, check, check_number, check_one_of
+from .fields import SettingError, check, check_one_of
 from .pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -143,16 +143,6 @@ class ModelConfig:
             smoothing_scale=self.smoothing_scale,
         )
 
-    @property
-    def unused(self) -> set[str]:
-        """Fields that change nothing about this network."""
-        names: set[str] = set()
-        if self.likelihood != "gaussian":
-            names.add("smoothing_scale")
-        if self.conditioning != "concat":
-            names |= {"context_layers", "context_filters"}
-        return names
-
 
 Role = Literal["noisy", "denoiser", "plain"]
 Split = Literal["train", "test"]
@@ -249,26 +239,19 @@ class TrainConfig(RunSettings):
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
     """auto: bfloat16 where that is faster, else float32."""
-    seed: int = 0
+    seed: Natural = 0
     """Decides weights, order, noise and dropout."""
     evaluation_images: Positive = 500
     """Held-out images of each evaluation, always the same with the same noise."""
 
     def __post_init__(self) -> None:
         check(self)
-        check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
         if self.labels is not None or self.model.classes is not None:
             object.__setattr__(self, "classes", True)
         if self.label_dropout and not self.classes:
             raise SettingError("label_dropout", "needs a model with classes: set", classes=True)
-        if self.batch_size % self.accumulate:
-            raise SettingError(
-                "batch_size",
-                f"must be a multiple of {self.accumulate}, got {self.batch_size}; or change",
-                accumulate=None,
-            )
         conditioned = self.model.conditioning != "none"
         if conditioned != (self.role == "denoiser"):
             raise ValueError(
@@ -304,9 +287,8 @@ class ProbeSettings:
     """Test images, the first ones; by default all."""
     epochs: Positive = 20
     """Passes of a probe over the training images."""
-    seed: int = 0
+    seed: Natural = 0
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
         check(self)
-        check_number("seed", self.seed, 0, 2**64 - 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import msgspec
 
-from .config import ModelConfig, Role, TrainConfig
+from .config import DERIVED, ModelConfig, Role, TrainConfig
 from .fields import SettingError, check_one_of, nearest, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
@@ -75,7 +75,7 @@ SETTINGS = {
     for name, kind in {**types_of(ModelConfig), **types_of(TrainConfig)}.items()
     if name not in ("role", "model", "smoothing_scale", "image_channels")
 }
-_MODEL_FIELDS = {field.name for field in fields(ModelConfig)} - {"classes"}
+_MODEL_FIELDS = types_of(ModelConfig).keys() - {*DERIVED}
 
 
 def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
@@ -87,10 +87,6 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     """
     check_one_of("preset", name, PRESETS)
     check_one_of("role", role, get_args(Role))
-    if "smoothing_scale" in settings:
-        raise SettingError(
-            "smoothing_scale", "follows from the scale of the noise: set", scale=None
-        )
     # A run that begins with given weights, whose settings have no rate, has smaller ones.
     rates = {"learning_rate", "kernel_rate", "rate_factor"}
     if settings.get("init") is not None and not rates & {*settings}:

@@ -88,7 +88,7 @@ def test_preset_trains_a_step(name: str, role: str) -> None:
     (reading,) = state.results()
     assert math.isfinite(reading.loss)
     assert reading.gradient_norm > 0
-    assert (state.ema is None) == (config.ema == 0)
+    assert (state.average is None) == (config.ema == 0)
     assert math.isfinite(evaluate(state, data))
 
 

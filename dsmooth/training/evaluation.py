@@ -22,7 +22,7 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     """Bits/dim of the averaged weights on held-out images, by all processes as by one."""
     config = state.config
     n = min(config.evaluation_images, len(test_set))
-    model, labels = state.averaged.eval(), state.labels_of(test_set)
+    model, labels = state.averaged.eval(), test_set.labels_for(config.model.classes)
 
     def nats_of(part: range) -> float:
         indices = torch.arange(part.start, part.stop)
@@ -44,7 +44,7 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
     context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT).context
-    labels = state.labels_of(test_set)
+    labels = test_set.labels_for(config.model.classes)
     return sample_images(
         state.averaged,
         x.shape[0],

@@ -29,7 +29,6 @@ from .step import READ_STEPS, TrainState, total_images
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints
 RECORD_SECONDS = 1.0  # between reads of the loss
-HOLDER = "another training run"  # names the holder of a folder's lock in error messages
 
 
 @dataclass
@@ -94,7 +93,7 @@ def train(
         lines_shown() if progress else contextlib.nullcontext(),
     ):
         stored = stored_settings(run, config, resume)
-        with lock_folder(run.path, HOLDER):
+        with lock_folder(run.path, "another training run"):
             data = load_data(config) if dataset is None else split_own(dataset, labels)
             check_same(run, stored, *data)
             config = complete(config, *data, target, stored, started)

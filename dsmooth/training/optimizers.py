@@ -1,4 +1,4 @@
-"""Optimisers of a run, Adam or Muon with Adam for what is not a kernel, and the average of weights.
+"""Optimisers of a run: Adam, or Muon with Adam for what is not a kernel.
 
 Under weight norm, w = g v / ||v||, a kernel v has a direction and no length. Muon (Jordan et al.,
 2024) turns all filters of a kernel by one angle, whatever the size of their gradient. Weights,
@@ -7,7 +7,6 @@ gradients, moments and average are flat buffers, each updated by one operation.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..nn import PixelCNNpp
 from ..nn.layers import WeightNormConv
 
 ALIGNMENT = 32  # elements, 128 bytes: what kernels that read vectors ask of an address
@@ -302,20 +300,3 @@ class Optimizer:
         }
         averages = self.flat.views(self.muon.average, self.kernels) if self.muon else {}
         return moments | {f"muon.{name}": average for name, average in averages.items()}
-
-
-class EMA:
-    """A second copy of a model, in evaluation mode and without gradients, that follows its weights.
-
-    Start it after the data-dependent init.
-    """
-
-    def __init__(self, model: PixelCNNpp, flat: FlatParameters) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        named = dict(self.model.named_parameters())
-        self.flat = FlatParameters({name: named[name] for name in flat.parameters})
-
-    @torch.no_grad()
-    def update(self, values: Tensor, weight: Tensor) -> None:
-        """Move the average towards flat values; weight: float32, no dimensions."""
-        self.flat.values.lerp_(values, weight)

@@ -36,12 +36,9 @@ def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainC
     check_writable(run.config)
     if config.images is None and config.budget is None:
         raise SettingError(("images", "budget"), "are both missing: give one of them")
-    if run.config.exists():
-        raise SettingError(
-            (), f"{run.path} already holds a run: choose another folder or set", resume=True
-        )
-    if run.weights.exists():
-        raise ValueError(f"{run.path} already holds saved weights: choose another folder")
+    if run.config.exists() or run.weights.exists():
+        words = "already holds a run or saved weights: choose another folder or, to continue a run,"
+        raise SettingError((), f"{run.path} {words} set", resume=True)
     images = config.data_dir if config.data == "folder" else None
     # Not Path.resolve, which fails where links go round.
     real = Path(os.path.realpath(run.path))
@@ -161,7 +158,9 @@ def within_budget(
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
     """Raise ValueError, naming the settings, for weights of a network of another architecture."""
     # Classes that are not the other run's begin as images without a class.
-    free = {"dropout", "likelihood", *DERIVED, *model.unused}
+    free = {"dropout", "likelihood", *DERIVED}
+    if model.conditioning != "concat":
+        free |= {"context_layers", "context_filters"}
     new, old = (flatten(asdict(replace(c, classes=None))) for c in (model, initial))
     other = [name for name in new if name not in free and new[name] != old[name]]
     if other:

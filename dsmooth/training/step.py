@@ -8,6 +8,7 @@ graph.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
-from .optimizers import EMA, Optimizer
+from .optimizers import FlatParameters, Optimizer
 
 # Muon's best angle times the square root of the number of steps
 # (docs/experiments/009-training-recipe.md). Runs of fewer than LEAST_STEPS, which nobody measured,
@@ -198,7 +199,7 @@ class TrainState:
         self.images_seen = self.steps = self.steps_read = 0
         self.autocast = autocast(device, config.precision)
         self.first_image, self.share = share_of_batch(config)
-        labels = self.labels_of(train_set)
+        labels = train_set.labels_for(config.model.classes)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # What a step takes from the host: `images_seen` and its row in `rows`; the rates of Adam
         # and Muon, and the weight of the model in its average.
@@ -220,19 +221,15 @@ class TrainState:
         self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(self.model, config, device)
         self.group = device_group(device)
-        values = self.optimizer.flat.values
-        values.copy_(from_first(values.cpu))  # machines round the scales of a first batch each
-        self.ema = EMA(self.model, self.optimizer.flat) if config.ema else None
-
-    @property
-    def averaged(self) -> PixelCNNpp:
-        """The weights to evaluate and sample with."""
-        return self.ema.model if self.ema else self.model
-
-    def labels_of(self, dataset: ImageDataset) -> Tensor | None:
-        """The labels of images as numbers of the model's classes, if it has any."""
-        classes = self.config.model.classes
-        return dataset.labels_of(classes.names) if classes else None
+        flat = self.optimizer.flat  # machines round the scales of a first batch each
+        flat.values.copy_(from_first(flat.values.cpu))
+        # The weights to evaluate and sample with, and their buffer if they are a moving average.
+        self.averaged = self.model
+        self.average: FlatParameters | None = None
+        if config.ema:
+            self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+            named = dict(self.averaged.named_parameters())
+            self.average = FlatParameters({name: named[name] for name in flat.offsets})
 
     def inputs(self, first: int) -> Inputs:
         """The whole batch at stream position `first`."""
@@ -302,8 +299,8 @@ class TrainState:
         if self.config.clip_norm is not None:
             gradient *= (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
         self.optimizer.step(rate, angle.float())
-        if self.ema:
-            self.ema.update(flat.values, weight.float())
+        if self.average:
+            self.average.values.lerp_(flat.values, weight.float())
         self.rows.index_copy_(0, row.view(1), torch.stack([loss, norm.double(), rate])[None])
 
     def _backward(self, position: Tensor) -> Tensor:
@@ -337,8 +334,8 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that a resumed run needs, by name."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        if self.ema:
-            tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
+        if self.average:
+            tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
         return tensors | self.optimizer.tensors()
 
     def restore(

@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
     state = TrainState(CONFIG, data, torch.device("cpu"))
     restore(run, state)
     before = contents(run.path)
-    state.ema.model.head.bias.data[0] = torch.nan
+    state.averaged.head.bias.data[0] = torch.nan
     words = r"ema\.head\.bias is not finite after step 4 .* seed 0"
     refuses(words, save_checkpoint, run, state, error=NonFiniteLoss)
     assert before == contents(run.path)

@@ -77,7 +77,7 @@ def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
 def test_weights_that_are_not_finite_are_named() -> None:
     state = TrainState(tiny(), random_dataset(12), CPU)
     state.check_finite()
-    state.ema.model.head.bias.data[1] = torch.nan
+    state.averaged.head.bias.data[1] = torch.nan
     refuses("ema.head.bias is not finite", state.check_finite, error=NonFiniteLoss)
 
 
@@ -244,7 +244,7 @@ def test_parameters_are_parts_of_one_buffer_and_stay_what_they_are(optimizer: st
     used = torch.zeros_like(flat.values)
     for view in flat.views(used).values():
         view.fill_(1)
-    buffers = flat.values, flat.gradient, state.ema.flat.values
+    buffers = flat.values, flat.gradient, state.average.values
     assert all(not buffer[used == 0].any() for buffer in buffers)
 
 
