@@ -137,14 +137,10 @@ class Extractor:
     resize: str
 
     @property
-    def is_fid(self) -> bool:
-        """Whether these are the Inception weights of 2015, which FID is named after."""
-        return self.sha256 == INCEPTION_SHA256
-
-    @property
     def distance_name(self) -> str:
         """FID for the Inception weights of 2015; else the Fréchet distance on this extractor."""
-        return "FID" if self.is_fid else f"Fréchet distance on {self.name}"
+        is_fid = self.sha256 == INCEPTION_SHA256
+        return "FID" if is_fid else f"Fréchet distance on {self.name}"
 
 
 @dataclass(frozen=True)

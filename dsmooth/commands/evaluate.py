@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..config import RESIZED
 from ..data import load_dataset
 from ..data.order import choose_images
 from ..data.sources import read_images
@@ -80,7 +81,8 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     extractor = make_extractor(options.extractor, device=choose_device(options.execution.device))
     samples = read_images(options.samples, options.count, at_random=True)
     name, place = options.dataset.data or "mnist", options.dataset.data_dir
-    path, size, floor = options.reference, samples.size_for(name), None
+    path, floor, (height, width) = options.reference, None, samples.images.shape[2:]
+    size = height if name in RESIZED and height == width else None
     real: Tensor | FeatureStatistics
     if path is None:
         data = load_dataset(name, options.split, place, image_size=size)
@@ -137,7 +139,7 @@ def print_comparison(result: FrechetResult, samples: str, source: Mapping[str, s
     head = zip(sets, ("samples", "real images"), strict=False)
     values = (decimals(found.value, error=found.error) for found in sets)
     rows = [[f"{result.name}, ± standard error by the bootstrap", *values]]
-    names = ("KID", "Inception score") if extractor.is_fid else SCORES
+    names = ("KID", "Inception score") if result.name == "FID" else SCORES
     for name, field, spread in (
         (names[0], "kernel_distance", ", ± standard deviation"),
         (names[1], "inception_score", ", ± standard deviation"),

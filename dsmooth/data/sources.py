@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import RESIZED
 from ..fields import SettingError
 from ..files import guarded, open_regular, read_npz
 from ..progress import LOG
@@ -37,11 +36,6 @@ class ImageSet:
     images: Tensor
     source: str
     diverged: int = 0
-
-    def size_for(self, data: str) -> int | None:
-        """The image size at which `load_dataset` reads images of a data set to compare with."""
-        height, width = self.images.shape[2:]
-        return height if data in RESIZED and height == width else None
 
 
 def read_images(path: str | Path, limit: int | None = None, *, at_random: bool = False) -> ImageSet:

@@ -67,8 +67,7 @@ class Choices:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("count", "scored_images", "n_noise"):
-            check_number(name, getattr(self, name))
+        check_number("count", self.count)  # before anything is trained
 
 
 @contextmanager
