@@ -183,11 +183,10 @@ class ImageDataset:
         check_number("limit", limit)
         return self.part(slice(limit))
 
-    def known_labels(self, needed_by: str | None = None) -> Tensor:
+    def known_labels(self, needed_by: str | tuple[()] = ()) -> Tensor:
         """The labels (N,). Without any raises SettingError, of the argument that needs them."""
         if self.labels is None:
-            subject = () if needed_by is None else needed_by
-            raise SettingError(subject, f"needs labelled images, but {self.source} has no labels")
+            raise SettingError(needed_by, f"needs labelled images, but {self.source} has no labels")
         return self.labels
 
     def labels_of(self, names: Sequence[str]) -> Tensor:

@@ -58,15 +58,7 @@ def load_folder(
     is for tests. Images are in the order of a hash of their paths, so that the first ones are of
     every class.
     """
-    paths = image_paths(folder)
-    if not paths:
-        raise MissingFiles(
-            (),
-            f"no image ({', '.join(sorted(SUFFIXES))}) is in {printable(folder)} or the folders "
-            "inside it.\nTo name a folder of images, set",
-            data_dir=None,
-        )
-    found, class_of, words = split_paths(folder, paths)
+    found, class_of, words = split_paths(folder, image_paths(folder))
     parts = [found[split] for split in splits]
     if not all(parts):
         raise ValueError(f"{printable(folder)} must hold at least 2 images, one to test with")
@@ -96,7 +88,7 @@ def load_folder(
 
 def image_paths(folder: Path) -> list[Path]:
     """The image files in a folder and in those inside it, links followed, but hidden ones, in the
-    order of their names."""
+    order of their names. Raises MissingFiles if there are none."""
     found, above = list[Path](), {str(folder): {os.path.realpath(folder)}}
     for top, folders, names in os.walk(folder, followlinks=True):
         inner = {
@@ -109,6 +101,10 @@ def image_paths(folder: Path) -> list[Path]:
             above[os.path.join(top, name)] = above[top] | {inner[name]}
         files = (Path(top, name) for name in names if not name.startswith("."))
         found += [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        words = f"no image ({kinds}) is in {printable(folder)} or the folders inside it"
+        raise MissingFiles((), words)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 

@@ -69,8 +69,6 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
     else:
         is_file = path.suffix.lower() in SUFFIXES and path.is_file()
         paths = [path] if is_file else image_paths(path)
-        if not paths:
-            raise ValueError(f"there are no image files in {path}, and it is no .npz or .npy")
         images = read_pictures([paths[i] for i in chosen(len(paths))])
         return ImageSet(images, f"{path} ({len(images):,} image files)")
     array = np.atleast_1d(array)

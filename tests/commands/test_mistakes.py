@@ -52,7 +52,7 @@ MISTAKES = [
     ("evaluate bpd noisy denoiser --data-dir nowhere", "is in nowhere or the folders inside it"),
     ("evaluate bpd noisy denoiser --out log.json/x.json", "x.json cannot be written: "),
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
-    (f"{FID} nowhere", "there are no image files in nowhere, and it is no .npz or .npy"),
+    (f"{FID} nowhere", "is in nowhere or the folders inside it"),
     (f"{FID} x.npy --seed -1", "--seed must lie in 0 .. "),
     (f"{FID} x.npy --reference none.npz", "No such file or directory: 'none.npz'"),
     (
