@@ -44,6 +44,7 @@ MISTAKES = [
     ("complete pair nan.npy", "nan.npy holds images that are not finite: leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("cluster plain", "clusters are of features of a noisy model"),
+    ("cluster noisy --clusters 0", "--clusters must be at least 2, got 0"),
     (f"cluster noisy {FOLDER} --out images/clusters", "--out must not be inside images"),
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd plain --plain plain", "plain holds a second plain model"),

@@ -152,15 +152,16 @@ def test_readme_has_the_numbers_of_the_cards(tool: ModuleType) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("no_fidelity")
 def test_a_card_is_of_what_was_measured(tool: ModuleType, tmp_path: Path) -> None:
-    folder = tiny_models(tmp_path / "models")
+    folder, work = tiny_models(tmp_path / "models"), tmp_path / "work"
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
-    card = tool.write_card(folder, tmp_path / "work", *sets, count=20)
+    card = tool.write_card(folder, work, *sets, count=20)
     path = folder / "card.json"
     assert card == structured(read_record(path)["result"], tool.Card, path)
     text = (folder / "README.md").read_text()
     assert f"| pair: discrete bound * | {card.bits.pair.value:.4f} |" in text
     assert f"{card.samples['plain'].distance['20']:.3f}" in text
     assert (folder / "samples.png").is_file()
+    assert tool.write_card(folder, work, *sets, count=20) == card  # which it finds
 
 
 @with_tool
