@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -43,35 +43,30 @@ def process_group() -> Iterator[None]:
     """Connect the processes that torchrun started, until the outermost such block ends.
 
     Enter it before code that may fail in a single process. The first process writes files and
-    prints, the others do neither.
+    prints, the others do neither. Raises ProcessLost if another process is gone.
     """
     rank, size = rank_and_size()
-    if size == 1 or dist.is_initialized():
+    if size == 1:
         yield
         return
-    with exchange():
-        dist.init_process_group("gloo", timeout=EXCHANGE)
-    try:
-        with writing_nothing() if rank else nullcontext(), silence() if rank else nullcontext():
+    with ExitStack() as stack:
+        try:
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=EXCHANGE)
+                stack.callback(dist.destroy_process_group)
+                if rank > 0:
+                    stack.enter_context(writing_nothing())
+                    stack.enter_context(silence())
             yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def exchange() -> Iterator[None]:
-    """Raise ProcessLost if another process is gone during the collectives inside the block."""
-    try:
-        yield
-    except RuntimeError as error:
-        # gloo's RuntimeError mentions a source file. NCCL raises its own exception class.
-        if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
-            reason = str(error).splitlines()[0]
-            raise ProcessLost(
-                f"rank {rank_and_size()[0]}: another process ended or did not respond ({reason}); "
-                "the failed process says why. Repeat the command to resume"
-            ) from error
-        raise
+        except RuntimeError as error:
+            # gloo's RuntimeError mentions a source file. NCCL raises its own exception class.
+            if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
+                reason = str(error).splitlines()[0]
+                raise ProcessLost(
+                    f"rank {rank}: another process ended or did not respond ({reason}); the failed "
+                    "process says why. Repeat the command to resume"
+                ) from error
+            raise
 
 
 def device_group(device: torch.device) -> Any:
@@ -84,8 +79,7 @@ def device_group(device: torch.device) -> Any:
 def add_up(tensor: torch.Tensor, group: Any) -> None:
     """Make a tensor the sum of those of all processes. All processes call this."""
     if rank_and_size()[1] > 1:
-        with exchange():
-            dist.all_reduce(tensor, group=group)
+        dist.all_reduce(tensor, group=group)
 
 
 def gather(value: T) -> list[T]:
@@ -97,8 +91,7 @@ def gather(value: T) -> list[T]:
     if size == 1:
         return [value]
     values: list[Any] = [None] * size
-    with exchange():
-        dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value)
     return values
 
 
