@@ -1,18 +1,26 @@
-"""Where networks are: the packaged models, folders, and the Hugging Face Hub."""
+"""Where networks are: packaged models, folders, and the Hugging Face Hub by the extra `hub`."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..config import Role
 from ..progress import LOG
-from .hub import download, may_be_on_hub
+from ..text import escape_control
 from .runs import RunFolder
 
 DEFAULT = "mnist"
 HERE = Path(__file__).parent
 PAIR: tuple[Role, Role] = ("noisy", "denoiser")
+# "owner/name", as the Hub allows it.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# Files that are fetched and uploaded; none of them runs code.
+HUB_FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
 
 
 def packaged() -> dict[str, Path]:
@@ -54,3 +62,51 @@ def find(name: str | Path, **hub: Any) -> Path:
         f"there is no {path}, and the package has no models of that name (it has "
         f"{', '.join(folders)})"
     )
+
+
+def may_be_on_hub(path: Path) -> bool:
+    """Whether `path` is an "owner/name" whose owner is not a folder here."""
+    return HUB_ID.fullmatch(str(path)) is not None and not path.parent.exists()
+
+
+def download(name: str, **options: Any) -> Path:
+    """The folder in the Hub's cache. Raises OSError if the Hub does not give it."""
+    # The name may be a path that was mistyped.
+    missing = f"there is no folder {name} here"
+    LOG.warning("%s: reading %s of the Hugging Face Hub", missing, name)
+    advice = (
+        "What was read once with a network stays in the cache of huggingface_hub; otherwise give a "
+        "folder that save_pretrained wrote"
+    )
+    with _hub(f"{missing}, and the Hugging Face Hub does not give it", advice) as hub:
+        return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES, **options))
+
+
+def upload(folder: str, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
+    """Upload a folder to the model `repo_id`; returns the commit's address. Raises OSError if the
+    Hub refuses it."""
+    advice = "Writing needs a network and a token: `hf auth login`, or token="
+    with _hub(f"could not write {repo_id} on the Hugging Face Hub", advice) as hub:
+        api = hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, allow_patterns=HUB_FILES, commit_message=message
+        )
+        return str(commit.commit_url)
+
+
+@contextmanager
+def _hub(failure: str, advice: str) -> Iterator[ModuleType]:
+    """The module of the extra `hub`; any error inside becomes an OSError of one line.
+
+    Raises ModuleNotFoundError without the extra.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ModuleNotFoundError(f"{failure}: pip install 'dsmooth[hub]'") from None
+    try:
+        yield huggingface_hub
+    except Exception as error:  # the Hub's own classes, and those of its HTTP library
+        line = escape_control(str(error).strip().partition("\n")[0].rstrip("."))
+        raise OSError(f"{failure}: {line or type(error).__name__}. {advice}") from error

@@ -68,17 +68,13 @@ def load_pixelcnnpp(
     weights: dict[str, Tensor] = {}
 
     def take(key: str, shape: torch.Size) -> Tensor:
-        if key not in state:
-            raise ValueError(f"the checkpoint lacks {key!r}")
-        tensor = state.pop(key)
+        tensor = state.pop(key, torch.empty(0))  # no shape that is asked for
         if tensor.ndim == 2 and len(shape) == 4:
             tensor = tensor[:, :, None, None]
         is_usable = tensor.is_floating_point() and tensor.shape == shape
         if not is_usable or not tensor.isfinite().all():
-            raise ValueError(
-                f"{key} must hold finite floating-point numbers of shape {tuple(shape)}, got "
-                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            )
+            words = f"finite floating-point numbers of shape {tuple(shape)}"
+            raise ValueError(f"the checkpoint must have {key}: {words}")
         return tensor.double()
 
     for name, layer in model.named_modules():
@@ -133,28 +129,23 @@ def _with_port_names(
 def _config_of(
     state: Mapping[str, Tensor], conditioning: Conditioning, likelihood: Likelihood
 ) -> ModelConfig:
+    layers = [re.match(r"up_layers\.0\.u_stream\.(\d{1,9})\.", key) for key in state]
     try:
         (n_filters, inputs, *_), (n_params,) = state[_STEM].shape, state[_HEAD].shape
         count, _ = state.get(_PROJECTION, torch.empty(0, 0)).shape
+        n_mix = n_params // {2: 3, 4: 10}[inputs]
+        n_resnet = 1 + max(int(m[1]) for m in layers if m)
     except (KeyError, ValueError):
         raise ValueError(
-            f"not a PixelCNN++ checkpoint: it must have {_STEM!r} of 4 dimensions, {_HEAD!r} of 1 "
-            f"and, with classes, {_PROJECTION!r} of shape (classes, 2F)"
+            f"not a PixelCNN++ checkpoint: it must have {_STEM!r} of 2 or 4 inputs, {_HEAD!r} of "
+            f"3K or 10K outputs and, with classes, {_PROJECTION!r} of shape (classes, 2F)"
         ) from None
-    per_component = 3 if inputs == 2 else 10
-    layers = [re.match(r"up_layers\.0\.u_stream\.(\d{1,9})\.", key) for key in state]
-    n_resnet = 1 + max((int(m[1]) for m in layers if m), default=-1)
-    if inputs not in (2, 4) or n_resnet < 1 or n_params < 1 or n_params % per_component:
-        raise ValueError(
-            "not a PixelCNN++ checkpoint: expected 1 or 3 image channels and 3K or 10K outputs, "
-            f"got {inputs - 1} and {n_params}"
-        )
     check_number("classes", count, 0, LARGEST)
     return ModelConfig(
         image_channels=inputs - 1,
         n_filters=n_filters,
         n_resnet=n_resnet,
-        n_mix=n_params // per_component,
+        n_mix=n_mix,
         dropout=0.0,
         classes=Classes(tuple(map(str, range(count)))) if count else None,
         conditioning=conditioning,

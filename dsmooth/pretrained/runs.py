@@ -15,7 +15,7 @@ import msgspec
 from torch import nn
 
 from .._extension import __version__
-from ..config import ModelConfig, Role, SmoothingKind, TrainConfig
+from ..config import ModelConfig, PositiveFloat, Role, SmoothingKind, TrainConfig
 from ..fields import difference
 from ..files import (
     json_text,
@@ -123,17 +123,14 @@ class WeightsSettings:
     """
 
     smoothing: SmoothingKind | None
-    scale: float | None
+    scale: PositiveFloat | None
     image_size: tuple[int, int] | None
     networks: dict[Role, ModelConfig]
     training: dict[Role, TrainingRecord] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _ = self.noise
-
     @property
     def noise(self) -> Smoothing | None:
-        """The smoothing with its scale. Raises ValueError for a scale that is not positive."""
+        """The smoothing with its scale."""
         if self.smoothing is None or self.scale is None:
             return None
         return SMOOTHINGS[self.smoothing](self.scale)
@@ -197,22 +194,16 @@ class RunFolder:
         FileNotFoundError or ValueError, naming the file.
         """
         tensors, metadata = read_tensors(self.weights)
-        if SETTINGS_KEY not in metadata:
-            raise ValueError(
-                f"{self.weights} has no settings of its networks: it is of another program or of "
-                "an earlier version of dsmooth"
-            )
-        stated = parse_json(metadata[SETTINGS_KEY], self.weights)
+        # Other programs, and earlier versions of this one, write none: then its fields are missing.
+        stated = parse_json(metadata.get(SETTINGS_KEY, "{}"), self.weights)
         stated.pop("dsmooth", None)
         settings = structured(stated, WeightsSettings, self.weights)
         if self.config.exists():
             request, size = self.read_config()
-            asked = WeightsSettings.of_run(request, size, weights_sha256="")
-            told = {
-                role: TrainingRecord(record.data, record.seed, record.clean_noise, "")
-                for role, record in settings.training.items()
-            }
-            found = {"role": ", ".join(told), **asdict(replace(settings, training=told))}
+            # What its settings do not say is as the weights have it.
+            known = settings.training.get(request.role, TrainingRecord("", 0, 0.0, ""))
+            asked = WeightsSettings.of_run(request, size, **asdict(known))
+            found = {"role": ", ".join(settings.training), **asdict(settings)}
             if words := difference({"role": request.role, **asdict(asked)}, found):
                 raise ValueError(
                     f"{self.config} is not of the weights next to it: {words}; they are of another "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from ..results import COMPARABLE, BitsResult, bits_table
 from ..smoothing import SMOOTHINGS
 from ..text import render
 from ..work import read_result
-from .hub import upload
+from .folders import upload
 from .runs import RunFolder, WeightsSettings, write_weights
 
 CARD_FILE = "README.md"
@@ -69,8 +70,10 @@ def save(
     )
     with lock_folder(run.path, "another process that saves weights"):
         write_weights(run.weights, networks, settings)
-        if _is_own_card(run.path / CARD_FILE):
-            write_atomically(run.path / CARD_FILE, card.encode())
+        path = run.path / CARD_FILE
+        is_own = path.is_file() and not path.is_symlink() and MARK.encode() in path.read_bytes()
+        if is_own or not os.path.lexists(path):
+            write_atomically(path, card.encode())
 
 
 def push(
@@ -132,10 +135,3 @@ def _read_scores(path: Path, networks: Mapping[Role, PixelCNNpp]) -> BitsResult:
     if result is None or bits is None or bits.weights_sha256 != digests:
         raise ValueError(f"{path} does not hold the scores of these weights")
     return replace(result, models={model: bits})
-
-
-def _is_own_card(path: Path) -> bool:
-    """Whether a card may be written to `path`: nothing is there, or a card of dsmooth."""
-    if path.is_file() and not path.is_symlink():
-        return MARK.encode() in path.read_bytes()
-    return not path.exists() and not path.is_symlink()

@@ -127,7 +127,7 @@ def restate(path: Path, name: str = "noisy.head.bias", **changes: Any) -> None:
         (lambda path: write_tensors(path, {}, {"config": "{"}), "cannot be read as a JSON object"),
         (
             lambda path: write_tensors(path, {"x": torch.zeros(1)}, {}),
-            "has no settings of its networks",
+            "does not fit: .*missing required field",
         ),
         (partial(restate, name="other.b"), "another shape: 1 tensors differ"),
         (partial(restate, networks={}), "give a saved pair"),
