@@ -20,8 +20,6 @@ from importlib.util import find_spec
 
 from .text import escape_control
 
-# Called with how much is done, in the unit of the work.
-Progress = Callable[[float], object]
 # Shows how much is done, and a text.
 Bar = Callable[[float, str], None]
 LINE_SECONDS = 10.0
@@ -136,12 +134,12 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[None]:
 
 
 @contextmanager
-def _shown(title: str, total: int, unit: str) -> Iterator[Progress]:
-    """Show how many of `total` units are done."""
+def _shown(title: str, total: int, unit: str) -> Iterator[Callable[[float], object]]:
+    """Gives a function that shows how many of `total` units are done."""
     started = printed = time.monotonic()
 
     def left(done: float) -> str:
-        """The estimated remaining time, as text; "" before anything is done."""
+        """The estimated remaining time; "" before anything is done."""
         seconds = (time.monotonic() - started) * (total / (done or 1) - 1)
         return f", {timedelta(seconds=round(seconds))} left" * bool(done)
 

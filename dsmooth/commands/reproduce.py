@@ -34,7 +34,16 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     """
     out, execution = options.out, options.execution
     check_writable(out / "report.html")
-    runs, choices = runs_of(options) if runs is None else runs, choices_of(options)
+    runs = runs_of(options) if runs is None else runs
+    if options.extractor != "auto":
+        make_extractor(options.extractor)  # an unknown one is refused before any work
+    choices = Choices(
+        options.count,
+        probes=replace(PROBES, seed=options.seed),
+        extractor=options.extractor,
+        seed=options.seed,
+        precision=execution.precision,
+    )
     with own_folder(out, choices, runs) as record:
         for config in runs:
             path, device = out / config.role, execution.device
@@ -79,16 +88,3 @@ def runs_of(options: Reproduce) -> tuple[TrainConfig, ...]:
         evaluations = max(1, min(config.evaluations, int(budget / EVALUATION_MINUTES)))
         runs.append(replace(config, evaluations=evaluations))
     return tuple(runs)
-
-
-def choices_of(options: Reproduce) -> Choices:
-    """What the stages measure. Raises ValueError for an unknown extractor, before any work."""
-    if options.extractor != "auto":
-        make_extractor(options.extractor)
-    return Choices(
-        options.count,
-        probes=replace(PROBES, seed=options.seed),
-        extractor=options.extractor,
-        seed=options.seed,
-        precision=options.execution.precision,
-    )
