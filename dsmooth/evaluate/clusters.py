@@ -8,7 +8,7 @@ on each makes them equally large (docs/math.md, section 9).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +29,6 @@ COMPONENTS, IMAGES_PER_COMPONENT, FITTED_IMAGES = 50, 10, 20_000
 STARTS, ROUNDS, PRICE_STEPS, LAST_PRICE_STEPS = 10, 40, 20, 60
 
 
-@dataclass(frozen=True, eq=False)
-class Clusters:
-    """Clusters of whitened features z: an image's is argmin_k |z - centres_k|^2 + prices_k.
-
-    whiten: features (B, D) -> z (B, d). centres: (K, d). prices: (K,).
-    """
-
-    whiten: Callable[[Tensor], Tensor]
-    centres: Tensor
-    prices: Tensor
-
-    @torch.no_grad()
-    def labels(self, model: PixelCNNpp, images: ImageDataset) -> Tensor:
-        """The cluster of each of other images, which may be spread unevenly: (N,) int64."""
-        features = _features(model, images, torch.arange(len(images)))
-        z = torch.cat([*map(self.whiten, features)])
-        return _costs(z, self.centres, self.prices).argmin(1)
-
-
 def cluster(model: PixelCNNpp, images: Sized, n_clusters: int, *, seed: int = 0) -> Tensor:
     """Labels of images by clusters of a model's features: (N,) int64 in 0 .. n_clusters - 1.
 
@@ -57,7 +38,7 @@ def cluster(model: PixelCNNpp, images: Sized, n_clusters: int, *, seed: int = 0)
     their order and the seed. Raises ValueError for an argument that does not fit, and for a model
     with context; ArithmeticError for features that are not finite.
     """
-    return find_clusters(model, own_images(images), n_clusters, seed=seed)[1]
+    return find_clusters(model, own_images(images), n_clusters, seed=seed)[0]
 
 
 def cluster_splits(
@@ -68,9 +49,9 @@ def cluster_splits(
     Clusters of other images or of another call have other names, and never pass for these.
     """
     with progress("features of training images", len(train)):
-        clusters, labels = find_clusters(model, train, n_clusters, seed=seed)
+        labels, labels_of = find_clusters(model, train, n_clusters, seed=seed)
     with progress("features of held-out images", len(test)):
-        nearest = clusters.labels(model, test)
+        nearest = labels_of(test)
     mark = replace(train, labels=labels, class_names=()).digest[:6]
     names = tuple(f"cluster {number} of {mark}" for number in range(n_clusters))
     first, second = (
@@ -83,8 +64,9 @@ def cluster_splits(
 @torch.no_grad()
 def find_clusters(
     model: PixelCNNpp, images: ImageDataset, n_clusters: int, *, seed: int = 0
-) -> tuple[Clusters, Tensor]:
-    """The clusters of images and each image's (N,) int64. Arguments and errors as of `cluster`."""
+) -> tuple[Tensor, Callable[[ImageDataset], Tensor]]:
+    """Labels (N,) int64 of images, and a function that gives other images those of the nearest
+    clusters, which may be of any size. Arguments and errors as of `cluster`."""
     n = len(images)
     check_number("n_clusters", n_clusters, 2, n)
     check_number("seed", seed, 0, 2**64 - 1)
@@ -108,7 +90,13 @@ def find_clusters(
     generator = torch.Generator().manual_seed(seed)
     starts = (_equal_clusters(z, n_clusters, generator) for _ in range(STARTS))
     _, centres, prices = min(starts, key=lambda start: start[0])
-    return Clusters(whiten, centres, prices), _costs(z, centres, prices).argmin(1)
+
+    @torch.no_grad()
+    def labels_of(others: ImageDataset) -> Tensor:
+        features = _features(model, others, torch.arange(len(others)))
+        return _costs(torch.cat([*map(whiten, features)]), centres, prices).argmin(1)
+
+    return _costs(z, centres, prices).argmin(1), labels_of
 
 
 def _features(model: PixelCNNpp, images: ImageDataset, indices: Tensor) -> Iterator[Tensor]:
