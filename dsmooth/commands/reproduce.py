@@ -9,14 +9,16 @@ from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_images
-from ..files import check_writable, printable
+from ..files import check_writable, lock_folder, printable
 from ..machine import choose_device
 from ..presets import preset
 from ..pretrained import DEFAULT, images_for, load, packaged
-from ..report.reproduce import PROBES, Choices, Stages, own_folder
+from ..report.contents import Report
+from ..report.reproduce import PROBES, Choices, Stages
 from ..report.sections import write_report
 from ..results import bits_table
 from ..training import train
+from ..work import Record
 from .options import DEFAULT_PRESET, Reproduce
 
 BUDGET_MINUTES = 8.0
@@ -44,7 +46,10 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         seed=options.seed,
         precision=execution.precision,
     )
-    with own_folder(out, choices, runs) as record:
+    request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
+    with lock_folder(out, "another dsmooth reproduce"):
+        record = Record(out / "results.json", request, type(None), Report)
+        record.begin(out)
         for config in runs:
             path, device = out / config.role, execution.device
             done = train(config, path, resume=True, device=device, progress=True)

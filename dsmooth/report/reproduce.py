@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings, TrainConfig
+from ..config import Method, Precision, ProbeSettings
 from ..data import ImageDataset, to_bytes
 from ..data.order import choose_images, epoch_order
 from ..data.pictures import is_diverged, save_grid
@@ -23,7 +23,7 @@ from ..evaluate.likelihood import clean_noise_of, measure_bits
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
-from ..files import lock_folder, read_npz
+from ..files import read_npz
 from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
@@ -68,21 +68,6 @@ class Choices:
 
     def __post_init__(self) -> None:
         check_number("count", self.count)  # before anything is trained
-
-
-@contextmanager
-def own_folder(
-    folder: Path, choices: Choices, runs: Sequence[TrainConfig]
-) -> Iterator[Record[None, Report]]:
-    """Keep other processes, and other reproductions, out of a folder; its record of the report.
-
-    Raises ValueError for a folder of something else.
-    """
-    with lock_folder(folder, "another dsmooth reproduce"):
-        request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
-        record = Record(folder / "results.json", request, type(None), Report)
-        record.begin(folder)
-        yield record
 
 
 @dataclass(frozen=True)
