@@ -13,6 +13,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
+from dsmooth import cli
 from dsmooth.data import load_dataset
 from dsmooth.machine import keep_freed_memory
 from dsmooth.presets import PRESETS
@@ -93,6 +94,9 @@ def test_help_is_for_people(capsys, monkeypatch, command: str) -> None:
     # The verbs in braces are one word.
     lines = [line for line in text.splitlines() if not line.startswith("usage: dsmooth [-h] {")]
     assert max(map(len, lines)) <= 80
+    verb = cli.VERBS.get(command)
+    about = verb.__doc__ if isinstance(verb, type) else ""
+    assert " ".join(about.split()) in " ".join(text.split())
     assert "Raises" not in text
     assert "(default: )" not in text
     if command not in ("", "doctor", "evaluate"):

@@ -68,6 +68,8 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
     for role, out in (("noisy", "noisy"), ("denoiser", "denoiser"), ("plain", "my plain")):
         assert run("train", role, "--out", f"runs/{out}", *TINY.split()) == 0
     texts = [capsys.readouterr().out]
+    for models in ("runs/noisy DENOISER", "NOISY runs/denoiser", "'runs/my plain'"):
+        assert f"`dsmooth sample {models}`" in texts[0]
     for name in ("runs", "mnist"):
         dsmooth.SmoothedPair.from_pretrained(name).save_pretrained("pair")
         texts.append(Path("pair/README.md").read_text())
