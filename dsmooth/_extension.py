@@ -81,4 +81,5 @@ def extension() -> ModuleType:
 
 def instruction_sets() -> list[str]:
     """Names of the instruction sets built that this CPU has, the best last."""
-    return list(extension().instruction_sets()) if is_available() else []
+    loaded = _load()
+    return [] if isinstance(loaded, str) else list(loaded.instruction_sets())

@@ -257,17 +257,13 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 f'role "{self.role}" does not go with conditioning "{self.model.conditioning}"'
             )
-        if self.role == "noisy" and self.model.likelihood == "discretized":
-            raise ValueError(
-                'role "noisy" needs likelihood "continuous" or "gaussian": noisy pixels are not '
-                'bytes, got "discretized"'
-            )
+        likelihoods = ["continuous"]
+        if self.role != "noisy":  # noisy pixels are not bytes
+            likelihoods.append("discretized")
+        elif self.smoothing == "gaussian":  # whose noise this likelihood contains
+            likelihoods.append("gaussian")
+        check_one_of("likelihood", self.model.likelihood, likelihoods)
         if self.model.likelihood == "gaussian":
-            if (self.role, self.smoothing) != ("noisy", "gaussian"):
-                raise ValueError(
-                    'likelihood "gaussian" is for role "noisy" with gaussian smoothing, got role '
-                    f'"{self.role}" with {self.smoothing} smoothing; take "continuous"'
-                )
             model = replace(self.model, smoothing_scale=self.scale)
             object.__setattr__(self, "model", model)
 

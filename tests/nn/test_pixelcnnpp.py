@@ -313,7 +313,7 @@ def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
     config = TrainConfig(model=model, scale=0.3, images=8)
     assert config.model.smoothing_scale == 0.3
     assert structured(json.loads(json.dumps(asdict(config))), TrainConfig, "") == config
-    refuses('is for role "noisy" with gaussian smoothing', replace, config, smoothing="laplace")
+    refuses("must be one of continuous, got .gau", replace, config, smoothing="laplace")
 
 
 @torch.no_grad()

@@ -251,7 +251,7 @@ def test_paper_presets_are_the_papers() -> None:
         ({"data_dir": 3}, "`data_dir` must be text or None, got 3"),
         ({"model": {"n_filters": 4}}, "`model` must be a ModelConfig, got {'n_filters': 4}"),
         ({"role": "denoiser"}, "does not go with conditioning"),
-        ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
+        ({"model": ModelConfig(likelihood="discretized")}, "one of continuous, gaussian, got"),
         ({"images": 0}, "`images` must be a whole number >= 1 or None, got 0"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adam, muon, got 'sgd'"),
         ({"flip": 1}, "`flip` must be True or False, got 1"),
