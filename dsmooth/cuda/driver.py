@@ -20,13 +20,14 @@ OLDEST = (8, 0)  # compute capability: mma.sync of bfloat16
 # The functions used, as cuda.h declares them. Each returns a status, 0 for success.
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
-    "cuModuleLoadData": (POINTER(c_void_p), c_char_p),
+    "cuModuleLoadDataEx": (POINTER(c_void_p), c_char_p, c_uint, POINTER(c_int), POINTER(c_void_p)),
     "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
     "cuFuncGetAttribute": (POINTER(c_int), c_int, c_void_p),
     "cuFuncSetAttribute": (c_void_p, c_int, c_int),
@@ -37,6 +38,10 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
 PROCESSORS, MAJOR, MINOR, SHARED_PER_BLOCK = 16, 75, 76, 97
 # CUfunction_attribute
 STATIC_SHARED, MOST_DYNAMIC_SHARED = 1, 8
+# CUjit_option: a buffer for the errors of compiling PTX, and its size
+JIT_ERRORS, JIT_ERRORS_SIZE = 5, 6
+# CUresult that a newer driver would mend: no code for the device, an image or PTX it cannot read
+NOT_UNDERSTOOD = {200, 209, 218, 222}
 
 
 class CudaError(RuntimeError):
@@ -58,11 +63,15 @@ def library() -> ctypes.CDLL:
 def call(name: str, *arguments: Any) -> None:
     """Call a function of the driver. Raises CudaError with its name and the driver's words."""
     status = getattr(library(), name)(*arguments)
-    if status:
-        words = c_char_p()
-        library().cuGetErrorString(status, ctypes.byref(words))
-        said = (words.value or b"error %d" % status).decode(errors="replace")
-        raise CudaError(f"{name}: {said}")
+    if status == 0:
+        return
+    words, version, advice = c_char_p(), c_int(), ""
+    library().cuGetErrorString(status, ctypes.byref(words))
+    library().cuDriverGetVersion(ctypes.byref(version))
+    if status in NOT_UNDERSTOOD:
+        advice = f"; the driver is of CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    said = (words.value or b"error %d" % status).decode(errors="replace")
+    raise CudaError(f"{name}: {said}{advice}")
 
 
 def get(kind: Any, name: str, *arguments: Any) -> Any:
@@ -117,8 +126,15 @@ class Kernel:
 
     def __init__(self, card: Card, image: bytes) -> None:
         self.card = card
+        errors = ctypes.create_string_buffer(1 << 12)
+        options = (c_int * 2)(JIT_ERRORS, JIT_ERRORS_SIZE)
+        values = (c_void_p * 2)(ctypes.addressof(errors), len(errors))
         with card.current():
-            module = get(c_void_p, "cuModuleLoadData", image)
+            try:
+                module = get(c_void_p, "cuModuleLoadDataEx", image, len(options), options, values)
+            except CudaError as error:
+                log = " ".join(errors.value.decode(errors="replace").split())
+                raise CudaError(f"{error}{log and f' ({log})'}") from None
             self._function = get(c_void_p, "cuModuleGetFunction", module, ENTRY)
             # Code of CUDA 13 for sm_90 and later has 1,024 bytes of its own.
             static = get(c_int, "cuFuncGetAttribute", STATIC_SHARED, self._function)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,7 @@ PATTERNS = (
 # Headers of the C++ library, which NVRTC does not have; standard.h serves for each.
 STANDARD_NAMES = ("cassert", "cmath", "cstddef", "cstdint", "cstring")
 OPTIONS = ("-std=c++20", "-default-device")
+KEPT_SECONDS = 30 * 24 * 3600.0  # how long images of other sources stay in the cache
 
 
 def sources(
@@ -66,6 +68,9 @@ def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
     try:
         # Another process may do the same; each replaces the file by a whole one.
         write_atomically(path, hashlib.sha256(data).digest() + data)
+        for other in path.parent.glob(f"sampler-{operands}-{target}-*"):
+            if other != path and time.time() - other.stat().st_mtime > KEPT_SECONDS:
+                other.unlink(missing_ok=True)
     except OSError as error:
         LOG.warning("the sampler is not kept, so the next process compiles it again: %s", error)
     return data

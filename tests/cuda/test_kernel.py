@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_launch_arrives_as_it_was_asked_for(stub: StubDriver) -> None:
     assert stub.state.contexts == 0
 
 
-CALLS = ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncGetAttribute", "cuFuncSetAttribute"]
+CALLS = ["cuModuleLoadDataEx", "cuModuleGetFunction", "cuFuncGetAttribute", "cuFuncSetAttribute"]
 CALLS += ["cuLaunchKernel"]
 CALLS += ["cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2"]
 
@@ -64,6 +65,16 @@ def test_a_call_that_fails_is_one_line_and_leaves_no_context(function, stub) -> 
         launch(Kernel(Card(0), CODE))
     assert stub.state.contexts == 0
     assert not stub.launches
+
+
+@pytest.mark.parametrize("status", sorted(driver.NOT_UNDERSTOOD))
+def test_code_that_a_driver_cannot_read_is_said_with_its_version(status, stub) -> None:
+    stub.refused[b""] = status
+    stub.fail("cuDriverGetVersion", status)  # as everything of a driver without a card
+    message = r"cuModuleLoadDataEx: .*; the driver is of CUDA 12\.4"
+    message += r" \(ptxas fatal: no\)\Z" * (status == 218)  # what the compiler of PTX says
+    with pytest.raises(CudaError, match=message):
+        Kernel(Card(0), CODE)
 
 
 def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch) -> None:
@@ -197,7 +208,7 @@ def test_the_first_source_is_said_and_loaded(way, fake, stub, monkeypatch, caplo
 
 
 def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
-    """And what no origin can mend is said, as the driver or the compiler did."""
+    """And what no origin can mend is said, with the driver's version, or as the compiler did."""
     fake.failure = CudaError("sample.cu(3): error: no")
     said = "compiled for sm_90 by NVRTC 13.2 at the first use: "
     assert cuda.sampler_obstacle(FIRST) == f"{said}sample.cu(3): error: no"
@@ -209,8 +220,8 @@ def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     cuda._load.cache_clear()
     stub.refused[b"code"] = 222
     obstacle = cuda.sampler_obstacle(FIRST)
-    assert obstacle.startswith(f"{said}cuModuleLoadData: ")
-    assert obstacle.endswith("unsupported toolchain.")
+    assert obstacle.startswith(f"{said}cuModuleLoadDataEx: ")
+    assert obstacle.endswith("unsupported toolchain.; the driver is of CUDA 12.4")
 
 
 def make(fake: Nvrtc, target: str = "sm_90", operands: str = "bfloat16") -> bytes:
@@ -261,6 +272,20 @@ def test_a_cache_that_cannot_be_written_costs_a_line(fake, monkeypatch, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert make(fake) == first
     assert caplog.text.count(words) == fake.compiled == 2
+
+
+def test_old_images_of_other_sources_go(fake: FakeNvrtc) -> None:
+    make(fake)
+    first = images.cached_file(fake, "sm_90", "bfloat16")
+    recent, other = (first.with_name(f"{first.name[:-16]}{digit * 16}") for digit in "01")
+    for path in (recent, other, first.with_name("sampler-float32-sm_90-0")):
+        path.write_bytes(b"older")
+    kept = {path.name for path in first.parent.iterdir()} - {other.name}
+    os.utime(other, (0, 0))
+    os.utime(first.with_name("sampler-float32-sm_90-0"), (0, 0))  # of other operands
+    first.unlink()
+    make(fake)
+    assert {path.name for path in first.parent.iterdir()} == kept
 
 
 @needs_nvrtc

@@ -5,7 +5,7 @@
 
 // The fields that Python sees and sets, as `State` in stub_driver.py.
 struct {
-  int major, minor, processors, shared_per_block;
+  int version, major, minor, processors, shared_per_block;
   const char* failing;  // the name of the function that fails, and with which status
   int failure;
   int contexts;  // pushed and not popped
@@ -23,9 +23,13 @@ static int done(const char* name) {
 static int done_there(const char* name) { return state.contexts > 0 ? done(name) : 201; }
 
 int cuInit(unsigned flags) { return flags ? 1 : done("cuInit"); }
+int cuDriverGetVersion(int* version) {
+  return *version = state.version, done("cuDriverGetVersion");
+}
 int cuGetErrorString(int status, const char** words) {
   *words = status == 100   ? "no CUDA-capable device is detected"
            : status == 201 ? "invalid device context"
+           : status == 209 ? "not UTF-8: \xff"
            : status == 222 ? "the provided PTX was compiled with an unsupported toolchain."
                            : "an error";
   return 0;
@@ -35,7 +39,7 @@ int cuDeviceGet(int* device, int ordinal) {
   return ordinal < 2 ? done("cuDeviceGet") : 101;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = attribute == 16   ? state.processors
+  *value = attribute == 16 ? state.processors
            : attribute == 75 ? state.major
            : attribute == 76 ? state.minor
            : attribute == 97 ? state.shared_per_block
@@ -55,10 +59,15 @@ int cuCtxPopCurrent_v2(void** context) {
   *context = NULL;
   return state.contexts-- > 0 ? 0 : 201;
 }
-int cuModuleLoadData(void** module, const char* image) {
+// Options 5 and 6 are the buffer of the compiler's errors and its size.
+int cuModuleLoadDataEx(void** module, const char* image, unsigned count, const int* options,
+                       void** values) {
   *module = (void*)image;
-  const int status = done_there("cuModuleLoadData");
-  return status ? status : state.loaded(image);
+  int status = done_there("cuModuleLoadDataEx");
+  if (status == 0) status = state.loaded(image);
+  if (count != 2 || options[0] != 5 || options[1] != 6) return 1;
+  if (status == 218) strncpy(values[0], "ptxas fatal:\n  no", (size_t)values[1]);
+  return status;
 }
 int cuFuncGetAttribute(int* value, int attribute, void* function) {
   *value = state.static_shared;

@@ -26,7 +26,7 @@ class State(ctypes.Structure):
     """As in stub_driver.c."""
 
     _fields_ = (
-        ("major", c_int), ("minor", c_int), ("processors", c_int),
+        ("version", c_int), ("major", c_int), ("minor", c_int), ("processors", c_int),
         ("shared_per_block", c_int), ("failing", c_char_p), ("failure", c_int),
         ("contexts", c_int), ("static_shared", c_int), ("most_dynamic_shared", c_int),
         ("stream", c_void_p), ("loaded", LOADED), ("launched", LAUNCHED),
@@ -50,7 +50,7 @@ class StubDriver:
         self.failure: BaseException | None = None
         self._callbacks = LOADED(self._load), LAUNCHED(self._launch)
         ctypes.pointer(self.state)[0] = State(
-            9, 0, 3, 227 << 10, None, 0, 0, 1024, 0, None, *self._callbacks
+            12040, 9, 0, 3, 227 << 10, None, 0, 0, 1024, 0, None, *self._callbacks
         )
 
     def set_card(self, major: int, minor: int, shared_per_block: int = 227 << 10) -> None:
