@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth.philox import Stream
 
-from .geometry import Operands, PaddedImages, Settings, cdiv, planes_of
+from .geometry import Operands, PaddedImages, Settings, cdiv
 from .launch import launch
 
 STREAM = tl.constexpr(int(Stream.DROPOUT))
@@ -136,11 +136,10 @@ def pixels_of_rows(first, size, ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK
 @triton.jit
 def expand_block(
     image_ptr, e_ptrs, pixel, is_pixel, mask_a, first_c, first_f, kept,
-    C: tl.constexpr, F: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
-    BLOCK_F: tl.constexpr,
+    C: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Write channels first_c + first_f .. of an image of C channels to columns first_f .. of its
-    plane. Padding rows and channels beyond C get zeros."""
+    plane. Padding rows and channels beyond C get zeros. kept: dropout bits, or None."""
     offs_f = first_f + tl.arange(0, BLOCK_F)
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     v = tl.load(
@@ -149,7 +148,7 @@ def expand_block(
         other=0.0,
     )
     positive, negative = elu_pair(v)
-    if DROPOUT:
+    if kept is not None:
         positive, negative = drop(positive, negative, kept, SCALE)
     mask = mask_a[:, None] & (offs_f < F)[None, :]
     ptrs = e_ptrs[:, None] + offs_f[None, :]
@@ -193,62 +192,48 @@ def store_gate_gradients(
 
 
 @triton.jit
-def expand_inputs(
-    x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f,
-    CHANNELS: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """Write channels first_f .. of a plane of x = (x, skip, skip_2), which have CHANNELS."""
-    F: tl.constexpr = CHANNELS[0]
-    for i in tl.static_range(3):
-        if CHANNELS[i] > 0:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
-            if (plane >= 0) & (plane * F < CHANNELS[i]):
-                expand_block(
-                    x[i], e_ptrs, pixel, is_pixel, mask_a, plane * F, first_f, None,
-                    C=CHANNELS[i], F=F, DROPOUT=False, SCALE=1.0, BLOCK_F=BLOCK_F,
-                )  # fmt: skip
-        plane -= (CHANNELS[i] + F - 1) // F
-
-
-@triton.jit
 def operands_kernel(
     x, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
-    seed_ptr, layer, keep_from, first_pixel, margin, total, size,
-    F: tl.constexpr, CHANNELS: tl.constexpr, X: tl.constexpr,
-    DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, SCALE: tl.constexpr,
-    ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
+    seed_ptr, layer, keep_from, first_pixel, margin, total, plane_stride, size,
+    CHANNELS: tl.constexpr, SCALE: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Write all rows that the matmuls of a gated resnet read. Grid: (rows, planes). The planes:
 
-        X: x, then the skips, in planes of F channels
+        x = (x, skip, skip_2), of CHANNELS, in planes of F channels; none if x is None
         h: the dropout bits. Forward: also zeros around the rows, which hidden_kernel writes.
-            BACKWARD: E(h), and the padding of dh (total, F)
-        BACKWARD: the gradients of A and G, d_gates (total, 2F), and sums (blocks, 2F)
+            Backward: E(h), and the padding of dh, rows of F
+        only in the backward, where dy_ptr is not None: the gradients of A and G, d_gates, rows of
+            2F, and sums (blocks, 2F)
 
-    e: (planes, total, 2F); kept: (total, F). first_pixel: index in the larger batch.
+    e: planes of rows of 2F; kept: rows of F, or None. margin: rows before the first; total: rows
+    from the first. first_pixel: index in the larger batch.
     """
-    planes_x: tl.constexpr = 1 + (CHANNELS[1] + F - 1) // F + (CHANNELS[2] + F - 1) // F if X else 0
+    F: tl.constexpr = CHANNELS[0]
     chunks: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
-    pid = tl.program_id(0)
+    first_f = tl.program_id(0) % chunks * BLOCK_F
+    block = tl.program_id(0) // chunks
     plane = tl.program_id(1)
-    first_f = pid % chunks * BLOCK_F
-    block = pid // chunks
-    offs_a = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    first = block * BLOCK_P - margin
+    offs_a = first + tl.arange(0, BLOCK_P)
     mask_a = offs_a < total
-    base, offset, is_pixel = pixels_of_rows(
-        block * BLOCK_P - margin, size, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
+    base, offset, is_pixel = pixels_of_rows(first, size, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P)
     pixel = base + offset
     outside = mask_a & ~is_pixel
-    e_plane = e_ptr + plane.to(tl.int64) * total * (2 * F)
+    e_plane = e_ptr + plane.to(tl.int64) * plane_stride
     e_ptrs = e_plane + offs_a.to(tl.int64) * (2 * F)
-    if X:
-        expand_inputs(
-            x, e_ptrs, pixel, is_pixel, mask_a, plane, first_f, CHANNELS=CHANNELS, BLOCK_F=BLOCK_F
-        )
-    is_h = plane == planes_x
-    if is_h:
+    if x is not None:
+        for i in tl.static_range(3):
+            if CHANNELS[i] > 0:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
+                if (plane >= 0) & (plane * F < CHANNELS[i]):
+                    expand_block(
+                        x[i], e_ptrs, pixel, is_pixel, mask_a, plane * F, first_f, None,
+                        C=CHANNELS[i], F=F, SCALE=1.0, BLOCK_F=BLOCK_F,
+                    )  # fmt: skip
+            plane -= (CHANNELS[i] + F - 1) // F
+    if plane == 0:
         kept = None
-        if DROPOUT:
+        if kept_ptr is not None:
             kept = draw_kept(
                 seed_ptr, layer, keep_from, first_pixel + pixel, first_f, F=F, BLOCK_F=BLOCK_F
             )
@@ -258,17 +243,16 @@ def operands_kernel(
                 kept,
                 mask=mask_a[:, None] & (offs_f < F)[None, :],
             )
-        if BACKWARD:
+        if dy_ptr is not None:
             expand_block(
                 h_ptr, e_ptrs, pixel, is_pixel, mask_a, 0, first_f, kept,
-                C=F, F=F, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK_F=BLOCK_F,
+                C=F, F=F, SCALE=SCALE, BLOCK_F=BLOCK_F,
             )  # fmt: skip
             clear_block(dh_ptr, offs_a, outside, first_f, C=F, BLOCK=BLOCK_F)
         else:
             clear_block(e_plane, offs_a, outside, 2 * first_f, C=2 * F, BLOCK=2 * BLOCK_F)
-    if BACKWARD:
-        is_gates = plane > planes_x
-        if is_gates:
+    if dy_ptr is not None:  # noqa: SIM102 - as above
+        if plane > 0:
             store_gate_gradients(
                 gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block,
                 first_f, F=F, BLOCK_F=BLOCK_F,
@@ -287,31 +271,26 @@ def expand(
     """concat_elu of x and the skips (`inputs`), then of h with dropout; and the dropout bits, or
     None.
 
-    Returns (planes, length, 2F), x's plane first and h's last, and bits (1, length, F). The forward
-    writes only the margins of h's plane. The backward gives gates_ptr (B, 2F, H, W) and dy_ptr, and
-    it also writes the margins of dh_ptr, all of d_gates_ptr, and its sums over each BLOCK_P rows,
-    sums_ptr (blocks, 2F).
+    Returns rows (`PaddedImages.empty`): planes of 2F, x's plane first and h's last, and bits, one
+    plane of F. The forward writes only the margins of h's plane. The backward gives gates_ptr
+    (B, 2F, H, W) and dy_ptr, and it also writes the margins of dh_ptr, all of d_gates_ptr, and its
+    sums over each BLOCK_P rows, sums_ptr (blocks, 2F).
     """
-    x, f, channels = operands.x, operands.x.shape[1], operands.skip_channels
-    planes = 1 + (1 + planes_of(channels, f)) * inputs
-    expanded = torch.empty((planes, rows.length, 2 * f), dtype=x.dtype, device=x.device)
-    kept = None
-    if operands.seed is not None:
-        kept = torch.empty((1, rows.length, f), dtype=torch.uint8, device=x.device)
-    # Unused pointers get x; the kernel does not access them.
+    x, f = operands.x, operands.x.shape[1]
+    planes = 1 + (1 + operands.planes) * inputs
+    expanded = rows.empty(x, 2 * f, planes=planes)
+    kept = None if operands.seed is None else rows.empty(x, f, dtype=torch.uint8)
     backward = ("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr")
     block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
     launch(
         operands_kernel,
         (cdiv(rows.length, BLOCK_P) * cdiv(f, block_f), planes + bool(gradients)), x.device,
-        x=(x, *operands.skips, x, x)[:3], h_ptr=h, e_ptr=expanded,
-        kept_ptr=x if kept is None else kept, seed_ptr=x if kept is None else operands.seed,
-        **dict.fromkeys(backward, x) | gradients,
+        x=(x, *operands.skips, x, x)[:3] if inputs else None, h_ptr=h, e_ptr=expanded,
+        kept_ptr=kept, seed_ptr=operands.seed, **dict.fromkeys(backward) | gradients,
         layer=settings.layer, keep_from=settings.keep_from,
         first_pixel=settings.first_image * rows.height * rows.width, margin=rows.margin,
-        total=rows.length, size=rows.size, ABOVE=rows.above, BEFORE=rows.before,
-        F=f, CHANNELS=(f, *channels, 0, 0)[:3], X=inputs, BACKWARD=bool(gradients),
-        DROPOUT=kept is not None, SCALE=settings.scale,
+        total=rows.total + rows.margin, plane_stride=expanded.stride(0), size=rows.size,
+        CHANNELS=operands.channels, SCALE=settings.scale, ABOVE=rows.above, BEFORE=rows.before,
         BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
     return expanded, kept

@@ -35,7 +35,6 @@ from .geometry import (
     cdiv,
     empty_channels_last,
     packed_sizes,
-    planes_of,
 )
 from .launch import arithmetic_of, launch
 from .weights import pack, pad_to_three, unpacking
@@ -55,9 +54,8 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, operands: Operands, settings: Settings) -> Shape:
         x, taps = operands.x, Taps.of(operands.conv_in, settings.shift)
-        f = x.shape[1]
-        planes = planes_of(operands.skip_channels, f)
-        return cls(PaddedImages.of(x.shape, taps), f, planes, taps, x.dtype, *arithmetic_of(x))
+        rows = PaddedImages.of(x.shape, taps)
+        return cls(rows, x.shape[1], operands.planes, taps, x.dtype, *arithmetic_of(x))
 
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
         """The constants of a matmul with these taps."""
@@ -98,27 +96,22 @@ def forward(
     x, f = operands.x, operands.x.shape[1]
     shape = Shape.of(operands, settings)
     rows, save = shape.rows, gates is not None
-    pack(operands, packed, adjoint=save)
-    w_hidden, w_out = packed.split(packed_sizes(operands, save))[:2]
+    w_hidden, w_out, *adjoint = packed.split(packed_sizes(operands, save))
+    pack(operands, w_hidden, w_out, *adjoint)
     h = empty_channels_last(x, f) if h is None else h
     e, kept = expand(operands, rows, settings, h)
-    eh = rows.first(e, -1)
     programs, arguments = shape.matmul(shape.taps, 2 * f, f, shape.planes)
     launch(
         hidden_kernel, (programs,), x.device,
-        e_ptr=rows.first(e), w_ptr=w_hidden, bias_ptr=operands.bias_in,
-        nin_bias_ptr=operands.bias_in if operands.bias_nin is None else operands.bias_nin, h_ptr=h,
-        kept_ptr=x if kept is None else rows.first(kept), eh_ptr=eh,
-        F=f, PLANES=shape.planes, plane_stride=rows.length * 2 * f,
-        DROPOUT=kept is not None, SCALE=settings.scale, **arguments,
+        e_ptr=e, w_ptr=w_hidden, bias_ptr=operands.bias_in, nin_bias_ptr=operands.bias_nin,
+        h_ptr=h, kept_ptr=kept, eh_ptr=e[-1], plane_stride=e.stride(0),
+        F=f, PLANES=shape.planes, SCALE=settings.scale, **arguments,
     )  # fmt: skip
-    bias, image_bias = operands.bias_out, operands.image_bias
     programs, arguments = shape.matmul(shape.taps, 2 * f, 2 * f)
-    launch(  # an unused pointer gets y; the kernel never writes there
-        gate_kernel, (programs,), x.device, e_ptr=eh, w_ptr=w_out, bias_ptr=bias,
-        image_bias_ptr=bias if image_bias is None else image_bias,
-        x_ptr=x, y_ptr=y, gates_ptr=y if gates is None else gates,
-        F=f, SAVE=save, IMAGE_BIAS=image_bias is not None, **arguments,
+    launch(
+        gate_kernel, (programs,), x.device,
+        e_ptr=e[-1], w_ptr=w_out, bias_ptr=operands.bias_out, image_bias_ptr=operands.image_bias,
+        x_ptr=x, y_ptr=y, gates_ptr=gates, F=f, **arguments,
     )  # fmt: skip
 
 
@@ -138,21 +131,19 @@ def backward(
     x, f = operands.x, operands.x.shape[1]
     shape = Shape.of(operands, settings)
     rows, parameters = shape.rows, "conv_in" in grads
-    _, _, w_out_adjoint, w_in_adjoint, w_nin_adjoint = packed.split(packed_sizes(operands, True))
+    _, _, w_in_adjoint, w_out_adjoint, w_nin_adjoint = packed.split(packed_sizes(operands, True))
     programs, arguments = shape.matmul(shape.taps.adjoint(), 2 * f, 2 * f)
-    gates_rows, dh_rows = rows.empty(x, 2 * f), rows.empty(x, f)
-    d_gates, dh = rows.first(gates_rows), rows.first(dh_rows)
+    d_gates, dh = rows.empty(x, 2 * f)[0], rows.empty(x, f)[0]
     out_sums = _sums(x, cdiv(rows.length, BLOCK_P), 2 * f)
     in_sums = _sums(x, cdiv(rows.pixels, arguments["G"].block_p), f)
     e, kept = expand(
         operands, rows, settings, h, inputs=parameters,
-        d_gates_ptr=gates_rows, dh_ptr=dh_rows, gates_ptr=gates, dy_ptr=grad_y, sums_ptr=out_sums,
+        d_gates_ptr=d_gates, dh_ptr=dh, gates_ptr=gates, dy_ptr=grad_y, sums_ptr=out_sums,
     )  # fmt: skip
     launch(
         hidden_gradient_kernel, (programs,), x.device,
-        g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h,
-        kept_ptr=x if kept is None else rows.first(kept), dh_ptr=dh, sums_ptr=in_sums,
-        F=f, DROPOUT=kept is not None, SCALE=settings.scale, **arguments,
+        g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h, kept_ptr=kept, dh_ptr=dh, sums_ptr=in_sums,
+        F=f, SCALE=settings.scale, **arguments,
     )  # fmt: skip
     first_program, unpacked = 0, None
     if parameters:
@@ -172,7 +163,7 @@ def backward(
         x=pad_to_three([x, *operands.skips]), dy_ptr=grad_y,
         dx=pad_to_three([grads[name] for name in images]), programs=max(1, programs),
         first_program=first_program, unpacked=unpacked,
-        CHANNELS=(f, *operands.skip_channels, 0, 0)[:3], NORMED=bool(operands.gains),
+        CHANNELS=operands.channels, NORMED=bool(operands.gains),
         POINT=geometry._replace(taps=POINT), point_steps=cdiv(f, geometry.block_k), **arguments,
     )  # fmt: skip
 
@@ -192,7 +183,10 @@ def _weight_gradients(
     """
     f, rows, taps = shape.filters, shape.rows, shape.taps
     ks = 2 * f * (taps.kh * taps.kw + shape.planes), 2 * f * taps.kh * taps.kw
-    hidden, out = tilings.gradient_tilings(ks, f, shape.numbers, shape.capability)
+    hidden, out = (
+        tilings.gradient_tiling(k, columns, shape.numbers, shape.capability)
+        for k, columns in zip(ks, (f, 2 * f), strict=True)
+    )
     hidden_tiles = cdiv(ks[0], hidden.block_k) * cdiv(f, hidden.block_n)
     out_tiles = cdiv(ks[1], out.block_k) * cdiv(2 * f, out.block_n)
     blocks = rows.total // out.block_p
@@ -201,12 +195,12 @@ def _weight_gradients(
     parts = _sums(e, splits, ks[0], f), _sums(e, splits, ks[1], 2 * f)
     launch(
         parameter_gradient_kernel, ((hidden_tiles + out_tiles) * splits,), e.device,
-        e_ptr=rows.first(e), eh_ptr=rows.first(e, -1), dh_ptr=dh, d_gates_ptr=d_gates,
-        hidden_ptr=parts[0], out_ptr=parts[1], pitch=rows.pitch, plane_stride=rows.length * 2 * f,
+        e_ptr=e, eh_ptr=e[-1], dh_ptr=dh, d_gates_ptr=d_gates,
+        hidden_ptr=parts[0], out_ptr=parts[1], pitch=rows.pitch, plane_stride=e.stride(0),
         hidden_tiles=hidden_tiles, hidden_programs=hidden_tiles * splits, out_tiles=out_tiles,
         blocks=blocks, steps=steps, F=f, PLANES=shape.planes,
         PART=64 if 2 * f % 64 == 0 else 2 * f,
         HIDDEN=shape.geometry(taps, hidden), OUT=shape.geometry(taps, out),
-        num_warps=out.num_warps, num_stages=out.num_stages,
+        num_warps=max(hidden.num_warps, out.num_warps), num_stages=out.num_stages,
     )  # fmt: skip
     return parts

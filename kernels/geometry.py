@@ -38,8 +38,16 @@ class Operands(NamedTuple):
         return [skip for skip in (self.skip, self.skip_2) if skip is not None]
 
     @property
-    def skip_channels(self) -> tuple[int, ...]:
-        return tuple([skip.shape[1] for skip in self.skips])
+    def channels(self) -> tuple[int, int, int]:
+        """Of x, skip and skip_2; 0 if absent."""
+        first, second = (0 if skip is None else skip.shape[1] for skip in (self.skip, self.skip_2))
+        return self.x.shape[1], first, second
+
+    @property
+    def planes(self) -> int:
+        """Number of planes of F channels that hold the skips."""
+        f, first, second = self.channels
+        return cdiv(first, f) + cdiv(second, f)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -173,13 +181,14 @@ class PaddedImages(NamedTuple):
     def size(self) -> tuple[int, int, int]:
         return self.batch, self.height, self.width
 
-    def empty(self, like: Tensor, channels: int) -> Tensor:
-        """Uninitialised rows (1, margin + total + margin, channels) of the dtype of `like`."""
-        return torch.empty((1, self.length, channels), dtype=like.dtype, device=like.device)
-
-    def first(self, buffer: Tensor, plane: int = 0) -> Tensor:
-        """A plane of a buffer (planes, margin + total + margin, channels), starting at row 0."""
-        return buffer[plane, self.margin :]
+    def empty(
+        self, like: Tensor, channels: int, *, planes: int = 1, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Uninitialised rows (planes, total + margin, channels) of the dtype of `like`; at least a
+        margin lies before the first one, whose address is a multiple of 16."""
+        before = cdiv(self.margin, 16) * 16
+        size = planes, before + self.total + self.margin, channels
+        return torch.empty(size, dtype=dtype or like.dtype, device=like.device)[:, before:]
 
 
 def cdiv(a: int, b: int) -> int:
@@ -209,16 +218,10 @@ def empty_weight(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.preserve_format if kept else last)
 
 
-def planes_of(skip_channels: Sequence[int], filters: int) -> int:
-    """Number of planes of `filters` channels that hold the skips of a gated resnet."""
-    return sum(-(-channels // filters) for channels in skip_channels)
-
-
 def packed_sizes(operands: Operands, adjoint: bool) -> list[int]:
     """Sizes of the parts of the packed weights: (F, (T + planes) 2F) for conv_in, then nin_skip;
-    (2F, T 2F) for conv_out; the adjoints (2F, T 2F) of conv_out, (2F, T F) of conv_in and, per
+    (2F, T 2F) for conv_out; the adjoints (2F, T F) of conv_in, (2F, T 2F) of conv_out and, per
     plane, (2F, F) of nin_skip."""
     f, _, kh, kw = operands.conv_in.shape
-    t, planes = kh * kw, planes_of(operands.skip_channels, f)
-    forward = [2 * f * f * (t + planes), 4 * f * f * t]
-    return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward
+    conv, nin = 2 * f * f * kh * kw, 2 * f * f * operands.planes
+    return [conv + nin, 2 * conv, *[conv, 2 * conv, nin] * adjoint]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .geometry import cdiv
 from .launch import launch
-from .mixture_terms import byte_of, colour_terms, shift_of, tanh_pair
+from .mixture_terms import LARGE_LOGIT, byte_of, colour_terms, tanh_pair
 
 
 @triton.jit
@@ -50,18 +50,15 @@ def log_prob_kernel(
     grad_x_ptr,  # (B, C, H, W), contiguous; or None
     grad_params_ptr,  # (B, P, H, W), or None
     pixels,  # H W
-    width,
-    blocks,  # programs per image
-    x_strides,  # image, channel, row, column
+    x_strides,  # image, channel, column; rows are adjacent: an image is one long row
     params_strides,
-    grad_strides,  # image, channel, column of grad_params, whose rows are adjacent
+    grad_strides,  # of grad_params
+    blocks,  # programs per image
     noise,  # standard deviation and its logarithm; only for "gaussian"
-    log_noise,
     N_MIX: tl.constexpr,
     CHANNELS: tl.constexpr,
     LIKELIHOOD: tl.constexpr,
     N_ATOMS: tl.constexpr,
-    ROWS_FOLLOW: tl.constexpr,  # rows of x and params are adjacent too: an image is one long row
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UNROLL: tl.constexpr,  # tiles of atoms that are loaded ahead
@@ -73,16 +70,9 @@ def log_prob_kernel(
     mask_p = offs_p < pixels
     mask_k = offs_k < N_MIX
     mask = mask_p[:, None] & mask_k[None, :]  # (BLOCK_P, BLOCK_K), like all tiles
-    if ROWS_FOLLOW:
-        x_offs = offs_p * x_strides[3]
-        params_offs = offs_p * params_strides[3]
-    else:
-        row, col = offs_p // width, offs_p % width
-        x_offs = row * x_strides[2] + col * x_strides[3]
-        params_offs = row * params_strides[2] + col * params_strides[3]
-    x_ptrs = x_ptr + image * x_strides[0] + x_offs[:, None]
+    x_ptrs = x_ptr + image * x_strides[0] + offs_p[:, None] * x_strides[2]
     ptrs = params_ptr + image * params_strides[0]
-    ptrs = ptrs + params_offs[:, None] + offs_k[None, :] * params_strides[1]
+    ptrs = ptrs + offs_p[:, None] * params_strides[2] + offs_k[None, :] * params_strides[1]
 
     # The channels of a pixel are groups of K: logits; per colour means, log-scales and, for RGB,
     # coefficients. The logits of atoms lie between the first group and the others.
@@ -92,7 +82,7 @@ def log_prob_kernel(
     x0 = tl.load(x_ptrs, mask=mask_p[:, None], other=0.0).to(tl.float32)
     mean0 = load_group(ptrs, mask, params_strides[1], 1, N_MIX)
     scale0 = load_group(ptrs, mask, params_strides[1], 2, N_MIX)
-    exponent, factor, d_x0, d_scale0 = colour_terms(x0, mean0, scale0, noise, log_noise, LIKELIHOOD)
+    exponent, factor, d_x0, d_scale0 = colour_terms(x0, mean0, scale0, noise, LIKELIHOOD)
     if CHANNELS == 3:
         x1 = tl.load(x_ptrs + x_strides[1], mask=mask_p[:, None], other=0.0).to(tl.float32)
         x2 = tl.load(x_ptrs + 2 * x_strides[1], mask=mask_p[:, None], other=0.0).to(tl.float32)
@@ -104,12 +94,8 @@ def log_prob_kernel(
         scale2 = load_group(ptrs, mask, params_strides[1], 8, N_MIX)
         blue_green, d_blue_green = tanh_pair(load_group(ptrs, mask, params_strides[1], 9, N_MIX))
         mean2 = mean2 + blue_red * x0 + blue_green * x1
-        exponent1, factor1, d_x1, d_scale1 = colour_terms(
-            x1, mean1, scale1, noise, log_noise, LIKELIHOOD
-        )
-        exponent2, factor2, d_x2, d_scale2 = colour_terms(
-            x2, mean2, scale2, noise, log_noise, LIKELIHOOD
-        )
+        exponent1, factor1, d_x1, d_scale1 = colour_terms(x1, mean1, scale1, noise, LIKELIHOOD)
+        exponent2, factor2, d_x2, d_scale2 = colour_terms(x2, mean2, scale2, noise, LIKELIHOOD)
         exponent = exponent + exponent1 + exponent2
         factor = factor * factor1 * factor2  # > 1e-5: scaling a sum by exponents is enough
 
@@ -127,7 +113,8 @@ def log_prob_kernel(
             top_logit = tl.maximum(top_logit, atom_logit)
             atom_here = tl.where(atom == byte, atom_logit, atom_here)
     max_logit = tl.max(top_logit, axis=1)[:, None]
-    shift = shift_of(max_logit)
+    # A large logit would round the exponent away; the sums of small ones do not change.
+    shift = tl.where(tl.abs(max_logit) > LARGE_LOGIT, max_logit, 0.0)
     joint = (logit - shift) + exponent
     top_joint = joint
     if N_ATOMS > 0:
@@ -228,23 +215,28 @@ def log_prob(
     channels_last.
     """
     batch, channels, height, width = x.shape
+    x, params = map(_with_adjacent_rows, (x, params))
     n_atoms = 256 if atoms else 0
     n_mix = (params.shape[1] - n_atoms) // (3 if channels == 1 else 10)
     block_p, block_k, num_warps = log_prob_tiling(n_mix, channels, likelihood)
     blocks = cdiv(height * width, block_p)
-    grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
+    strides = [
+        (0, 0, 0) if tensor is None else (*tensor.stride()[:2], tensor.stride(3))
+        for tensor in (x, params, grad_params)
+    ]
     launch(
         log_prob_kernel, (batch * blocks,), x.device,
         x_ptr=x, params_ptr=params, log_prob_ptr=log_prob, grad_x_ptr=grad_x,
-        grad_params_ptr=grad_params, pixels=height * width, width=width, blocks=blocks,
-        x_strides=x.stride(), params_strides=params.stride(),
-        grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]), noise=smoothing_scale,
-        log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
+        grad_params_ptr=grad_params, pixels=height * width, blocks=blocks,
+        x_strides=strides[0], params_strides=strides[1], grad_strides=strides[2],
+        noise=(smoothing_scale, math.log(smoothing_scale) if likelihood == "gaussian" else 0.0),
         N_MIX=n_mix, CHANNELS=channels, LIKELIHOOD=likelihood, N_ATOMS=n_atoms,
-        ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params), BLOCK_P=block_p, BLOCK_K=block_k,
-        UNROLL=min(4, cdiv(n_atoms, block_k)), num_warps=num_warps,
+        BLOCK_P=block_p, BLOCK_K=block_k, UNROLL=min(4, cdiv(n_atoms, block_k)),
+        num_warps=num_warps,
     )  # fmt: skip
 
 
-def _rows_follow(tensor: Tensor) -> bool:
-    return tensor.stride(-2) == tensor.shape[-1] * tensor.stride(-1)
+def _with_adjacent_rows(tensor: Tensor) -> Tensor:
+    """The tensor, copied if its rows do not follow each other at the distance of its columns."""
+    adjacent = tensor.stride(-2) == tensor.shape[-1] * tensor.stride(-1)
+    return tensor if adjacent else tensor.contiguous()

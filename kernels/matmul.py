@@ -55,6 +55,23 @@ def zeros(ROWS: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
+def offset_of(
+    k, first_tap, pitch, plane_stride, C: tl.constexpr, PLANES: tl.constexpr, G: tl.constexpr
+):
+    """Distance of the contracted number k from the first channel of a pixel's first tap."""
+    RUN: tl.constexpr = G.taps.kw * C
+    run = k // RUN
+    offset = (run * pitch).to(tl.int64) * C + (k - run * RUN)
+    if PLANES > 0:
+        over = k - G.taps.kh * RUN
+        plane = over // C
+        at_pixel = first_tap * C + over - plane * C
+        at_pixel += (plane + 1).to(tl.int64) * plane_stride
+        offset = tl.where(over >= 0, at_pixel, offset)
+    return offset
+
+
+@triton.jit
 def matmul(
     a_ptr, w_ptr, pid, size, plane_stride, steps,
     C: tl.constexpr, N: tl.constexpr, PLANES: tl.constexpr, G: tl.constexpr,
@@ -66,7 +83,6 @@ def matmul(
     w: (N, K). size: (batch, height, width). steps: number of steps of block_k; not a constexpr, or
     the compiler unrolls the loop.
     """
-    KH: tl.constexpr = G.taps.kh
     BLOCK_N: tl.constexpr = G.n1 + G.n2
     BLOCK_K: tl.constexpr = G.block_k
     blocks_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -78,8 +94,7 @@ def matmul(
     a_ptr += base * C
     pitch = size[2] + G.before
     first_tap = G.taps.top * pitch + G.taps.left  # rows from the first tap to the pixel
-    RUN: tl.constexpr = G.taps.kw * C
-    TAPS: tl.constexpr = KH * G.taps.kw
+    TAPS: tl.constexpr = G.taps.kh * G.taps.kw
     K: tl.constexpr = (TAPS + PLANES) * C
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     IN_ONE_TAP: tl.constexpr = C % BLOCK_K == 0
@@ -102,26 +117,34 @@ def matmul(
             k = first_k
         else:
             k = first_k + offs_k[None, :]
-        run = k // RUN
-        offset = (run * pitch).to(tl.int64) * C + (k - run * RUN)
-        if PLANES > 0:
-            over = k - KH * RUN
-            plane = over // C
-            at_pixel = first_tap * C + over - plane * C
-            at_pixel += (plane + 1).to(tl.int64) * plane_stride
-            offset = tl.where(over >= 0, at_pixel, offset)
+        offset = offset_of(k, first_tap, pitch, plane_stride, C=C, PLANES=PLANES, G=G)
         # Zeros in the last step mask the numbers after K, even a NaN.
         mask_k = (first_k + offs_k < K)[None, :]
-        if WHOLE:
-            a = tl.load(a_ptrs + offset, cache_modifier=".ca")
-        else:
-            a = tl.load(a_ptrs + offset, mask=mask_k, other=0.0, cache_modifier=".ca")
+        a = load_block(a_ptrs + offset, mask_k, WHOLE=WHOLE, CACHE=".ca")
         w = load_weights(w_ptrs + first_k, mask_k, offs_n, N=N, BLOCK=BLOCK_N, WHOLE=WHOLE)
         acc = tl.dot(a, tl.trans(w), acc, input_precision=G.precision, out_dtype=acc.dtype)
         if G.n2 > 0:
             w = load_weights(w2_ptrs + first_k, mask_k, offs_n2, N=N, BLOCK=BLOCK_N, WHOLE=WHOLE)
             acc2 = tl.dot(a, tl.trans(w), acc2, input_precision=G.precision, out_dtype=acc.dtype)
     return acc, acc2, block, first_n, base, rows, is_pixel
+
+
+@triton.jit
+def load_block(ptrs, mask, WHOLE: tl.constexpr, CACHE: tl.constexpr = ""):
+    """A block of numbers, masked unless all of them exist."""
+    if WHOLE:
+        return tl.load(ptrs, cache_modifier=CACHE)
+    else:
+        return tl.load(ptrs, mask=mask, other=0.0, cache_modifier=CACHE)
+
+
+@triton.jit
+def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """A block of weights (columns, K); WHOLE: all of its K numbers exist."""
+    if N % BLOCK != 0:
+        return load_block(ptrs, mask_k & (offs_n < N)[:, None], WHOLE=False)
+    else:
+        return load_block(ptrs, mask_k, WHOLE=WHOLE)
 
 
 @triton.jit
@@ -148,18 +171,6 @@ def parts_of(acc, acc2, WIDTH: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """A block of weights (columns, K), masked only if it may extend beyond the end."""
-    if N % BLOCK != 0:
-        w = tl.load(ptrs, mask=mask_k & (offs_n < N)[:, None], other=0.0)
-    elif WHOLE:
-        w = tl.load(ptrs)
-    else:
-        w = tl.load(ptrs, mask=mask_k, other=0.0)
-    return w
-
-
-@triton.jit
 def weight_gradient_tile(
     e_ptr, g_ptr, partial_ptr, tile, split, pitch, plane_stride, blocks, steps,
     C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr, PLANES: tl.constexpr, G: tl.constexpr,
@@ -171,10 +182,8 @@ def weight_gradient_tile(
     blocks. A tile has block_k columns: all taps of PART channels, then of the next, so that
     overlapping rows come from L1.
     """
-    KH: tl.constexpr = G.taps.kh
     BLOCK_M: tl.constexpr = G.block_k
-    RUN: tl.constexpr = G.taps.kw * C
-    TAPS: tl.constexpr = KH * G.taps.kw
+    TAPS: tl.constexpr = G.taps.kh * G.taps.kw
     K: tl.constexpr = (TAPS + PLANES) * C
     BLOCK_N: tl.constexpr = G.n1 + G.n2
     blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
@@ -186,12 +195,8 @@ def weight_gradient_tile(
         tap = k // PART - part * TAPS
         tapped = tap * C + part * PART + k % PART
         k = tl.where(k < TAPS * C, tapped, k)
-    run = k // RUN
-    offset = ((run - G.taps.top) * pitch - G.taps.left).to(tl.int64) * C + k % RUN
-    if PLANES > 0:
-        over = k - KH * RUN
-        at_pixel = (over // C + 1).to(tl.int64) * plane_stride + over % C
-        offset = tl.where(over >= 0, at_pixel, offset)
+    first_tap = G.taps.top * pitch + G.taps.left
+    offset = offset_of(k, first_tap, pitch, plane_stride, C=C, PLANES=PLANES, G=G)
     if PART < C:
         # The compiler does not see that the columns of a part are contiguous.
         offset = tl.max_contiguous(tl.multiple_of(offset, 8), 8)
@@ -200,20 +205,17 @@ def weight_gradient_tile(
     acc, acc2 = zeros(BLOCK_M, G)
     rows = tl.arange(0, G.block_p)
     first = split * steps * G.block_p
-    e_ptrs = e_ptr + first * C + (rows[:, None] * C + offset[None, :])
+    e_ptrs = e_ptr + (first - first_tap) * C + (rows[:, None] * C + offset[None, :])
     g_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n[None, :])
     if G.n2 > 0:
         offs_n2 = first_n + G.n1 + tl.arange(0, G.n2)
         g2_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n2[None, :])
     for _ in range(tl.minimum(steps, blocks - split * steps)):
-        if K % BLOCK_M != 0:
-            e = tl.load(e_ptrs, mask=mask_k[None, :], other=0.0, cache_modifier=".ca")
-        else:
-            e = tl.load(e_ptrs, cache_modifier=".ca")
-        g = load_columns(g_ptrs, offs_n, N=D, BLOCK=BLOCK_N)
+        e = load_block(e_ptrs, mask_k[None, :], WHOLE=K % BLOCK_M == 0, CACHE=".ca")
+        g = load_block(g_ptrs, (offs_n < D)[None, :], WHOLE=D % BLOCK_N == 0)
         acc = tl.dot(tl.trans(e), g, acc, input_precision=G.precision, out_dtype=G.acc)
         if G.n2 > 0:
-            g = load_columns(g2_ptrs, offs_n2, N=D, BLOCK=BLOCK_N)
+            g = load_block(g2_ptrs, (offs_n2 < D)[None, :], WHOLE=D % BLOCK_N == 0)
             acc2 = tl.dot(tl.trans(e), g, acc2, input_precision=G.precision, out_dtype=G.acc)
             g2_ptrs += G.block_p * D
         e_ptrs += G.block_p * C
@@ -224,10 +226,3 @@ def weight_gradient_tile(
         offs = first_n + i * parts[0].shape[1] + tl.arange(0, parts[i].shape[1])
         mask = mask_k[:, None] & (offs < D)[None, :]
         tl.store(partial_ptr + (k[:, None] * D + offs[None, :]), parts[i], mask=mask)
-
-
-@triton.jit
-def load_columns(ptrs, offs_n, N: tl.constexpr, BLOCK: tl.constexpr):
-    """A block (rows, columns), masked only if the columns may extend beyond the end."""
-    mask = (offs_n < N)[None, :]
-    return tl.load(ptrs, mask=mask, other=0.0) if N % BLOCK != 0 else tl.load(ptrs)

@@ -106,27 +106,26 @@ def colour_mass(x, distance, log_scale, inverse_scale):
 
 
 @triton.jit
-def colour_gaussian(distance, log_scale, inverse_scale, noise, log_noise):
-    """Like colour_density, for a Gaussian of variance v = noise^2 + s^2.
+def colour_gaussian(distance, log_scale, inverse_scale, noise):
+    """Like colour_density, for a Gaussian of variance v = noise^2 + s^2. noise: and its logarithm.
 
     With q = noise / s, v = s^2 (1 + q^2), which does not overflow at any scale.
     """
     z = distance * inverse_scale
-    ratio = noise * inverse_scale
+    ratio = noise[0] * inverse_scale
     share = 1.0 / (1.0 + ratio * ratio)  # s^2 / v
     scaled = z * share
     square = scaled * z  # (x - mean)^2 / v
     noisy = ratio > 1
-    exponent = -0.5 * square - tl.where(noisy, log_noise, log_scale)
+    exponent = -0.5 * square - tl.where(noisy, noise[1], log_scale)
     factor = NORMAL_PEAK * tl.sqrt(share) * tl.where(noisy, ratio, 1.0)
     return exponent, factor, -scaled, share * (square - 1.0)
 
 
 @triton.jit
-def colour_terms(x, mean, raw_log_scale, noise, log_noise, LIKELIHOOD: tl.constexpr):
+def colour_terms(x, mean, raw_log_scale, noise, LIKELIHOOD: tl.constexpr):
     """p = factor exp(exponent) of one colour, 0.02 < factor <= 1, and the derivatives of log p with
-    respect to x and the raw log-scale. All are (BLOCK_P, BLOCK_K), except x (BLOCK_P, 1). noise:
-    for "gaussian"."""
+    respect to x and the raw log-scale. All are (BLOCK_P, BLOCK_K), except x (BLOCK_P, 1)."""
     clamped = raw_log_scale < MIN_LOG_SCALE
     log_scale = tl.where(clamped, MIN_LOG_SCALE, raw_log_scale)
     inverse_scale, _ = exp_pair(-log_scale)
@@ -134,7 +133,7 @@ def colour_terms(x, mean, raw_log_scale, noise, log_noise, LIKELIHOOD: tl.conste
         exponent, factor, slope, d_scale = colour_mass(x, x - mean, log_scale, inverse_scale)
     elif LIKELIHOOD == "gaussian":
         exponent, factor, slope, d_scale = colour_gaussian(
-            x - mean, log_scale, inverse_scale, noise, log_noise
+            x - mean, log_scale, inverse_scale, noise
         )
     else:
         exponent, factor, slope, d_scale = colour_density(x - mean, log_scale, inverse_scale)
@@ -154,10 +153,3 @@ def tanh_pair(w):
 def byte_of(x):
     """The integer nearest to (x + 1) 127.5, as a float; NaN for NaN."""
     return ((x + 1.0) * 127.5 + ROUND) - ROUND
-
-
-@triton.jit
-def shift_of(max_logit):
-    """The number to subtract from all logits before an exponent is added: a large logit would round
-    the exponent away. It is 0 for small logits, whose sums do not change."""
-    return tl.where(tl.abs(max_logit) > LARGE_LOGIT, max_logit, 0.0)

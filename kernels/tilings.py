@@ -61,10 +61,11 @@ def matmul_tiling(
         n2 = max(n2, 32)  # 16 bytes of a step of 64 for each thread of 8 warps
 
     def clocks(height: int) -> float:
+        """Approximate H100 clocks per contracted number: for each wave of programs the larger of
+        tensor cores at 4096 FLOP and L2 cache at 28 bytes per clock, with 2 bytes per number."""
         programs = -(-rows // height) * -(-columns // (n1 + n2))
-        # A row is read once for about three taps.
-        read = height / 3 + n1 + n2
-        return -(-programs // PROCESSORS) * tile_clocks(height * (n1 + n2), read)
+        read = height / 3 + n1 + n2  # a row is read once for about three taps
+        return -(-programs // PROCESSORS) * max(height * (n1 + n2) / 2048, read / 14)
 
     # Accumulators of 256 rows are 160 registers; before Hopper operands take registers as well.
     heights = [64, 128, 256] if wide and numbers == "half" and capability >= 90 else [64, 128]
@@ -84,14 +85,9 @@ def matmul_tiling(
     return MatmulTiling(height, n1, n2, block_k, warps, 3)
 
 
-def tile_clocks(products: int, read: float) -> float:
-    """Approximate H100 clocks per contracted number of a tile: the larger of tensor cores at 4096
-    FLOP per clock and L2 cache at 28 bytes per clock, with 2 bytes per number."""
-    return max(products / 2048, read / 14)
-
-
 def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> MatmulTiling:
-    """The tiling of a weight gradient (k x columns), summed over rows. capability: 80, 86, ..."""
+    """The tiling of a weight gradient (k x columns), summed over rows; block_p and num_stages do
+    not depend on k and columns. capability: 80, 86, ..."""
     if numbers == "ieee":
         return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)
     if numbers == "tf32":
@@ -104,14 +100,3 @@ def gradient_tiling(k: int, columns: int, numbers: Format, capability: int) -> M
         return MatmulTiling(64, *wide, 256 if capability >= 90 else 128, 8, 3)
     block_k = 64 if -(-k // 64) * 64 < 0.95 * (-(-k // 128) * 128) else 128
     return MatmulTiling(64, *columns_of(columns, 96), block_k, 4, 3)
-
-
-def gradient_tilings(
-    ks: tuple[int, int], filters: int, numbers: Format, capability: int
-) -> tuple[MatmulTiling, MatmulTiling]:
-    """The tilings of a gated resnet's two weight gradients, ks[0] x filters and ks[1] x 2 filters,
-    in one kernel. They contract equal blocks of rows."""
-    first = gradient_tiling(ks[0], filters, numbers, capability)
-    second = gradient_tiling(ks[1], 2 * filters, numbers, capability)
-    warps = max(first.num_warps, second.num_warps)
-    return first._replace(num_warps=warps), second._replace(num_warps=warps)

@@ -11,14 +11,13 @@ norm and sum the gradients of the biases.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Operands, cdiv, packed_sizes, planes_of
+from .geometry import Operands, cdiv
 from .launch import launch
 
 Value = TypeVar("Value")
@@ -49,34 +48,25 @@ def source_of(k, stride_c, stride_t, T, C, S0, S1):
 
 
 @triton.jit
-def offset_of(layout, d, c, t):
-    """Offset of element (d, c, t). layout: the base, then the strides of d, c and t."""
-    return d.to(tl.int64) * layout[1] + (c.to(tl.int64) * layout[2] + t.to(tl.int64) * layout[3])
-
-
-@triton.jit
-def interleaved(n, count, half):
-    """New index of n when the two halves are interleaved: 0, half, 1, half + 1, ..."""
-    return n % half * (count // half) + n // half
+def interleaved(n, COUNT: tl.constexpr, HALF: tl.constexpr):
+    """New index of n when the two halves are interleaved: 0, HALF, 1, HALF + 1, ..."""
+    return n % HALF * (COUNT // HALF) + n // HALF
 
 
 @triton.jit
 def pack_filters(
-    v_ptr, gain_ptr, packed_ptr, block, source, forward, adjoint,
-    NORMED: tl.constexpr, ADJOINT: tl.constexpr,
+    v_ptr, gain_ptr, packed_ptr, adjoint_ptr, block, stride_d, stride_c, stride_t,
+    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
+    ROW: tl.constexpr,
 ):  # fmt: skip
-    """Write BLOCK_D filters, g v / |v| (NORMED) or v, for the convolution and, with ADJOINT, for
-    its adjoint.
-
-    source: taps, channels, filters, channels of two skips, and strides of filter, channel and tap.
-    forward, adjoint: a layout (see `offset_of`), and the size of the interleaved halves.
-    """
-    T, C, D, S0, S1, stride_d, stride_c, stride_t = source
+    """Write BLOCK_D filters, g v / |v| (v if gain_ptr is None), to rows of ROW numbers, and to the
+    adjoint if not None."""
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = d < D
+    row = interleaved(d, D, C // 2).to(tl.int64)
     v_ptrs = v_ptr + d.to(tl.int64)[:, None] * stride_d
     factor = tl.full((BLOCK_D,), 1.0, dtype=v_ptr.dtype.element_ty)
-    if NORMED:
+    if gain_ptr is not None:
         square = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
         for first in range(0, T * C, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K)
@@ -93,30 +83,36 @@ def pack_filters(
         v = tl.load(v_ptrs + offset[None, :], mask=mask, other=0.0)
         w = (v * factor[:, None]).to(packed_ptr.dtype.element_ty)
         mask = mask_d[:, None] & (k < T * C)[None, :]
-        tap = k // C
-        channel = k % C
-        row = interleaved(d, D, forward[4])
-        offset = offset_of(forward, row[:, None], channel[None, :], tap[None, :])
-        tl.store(packed_ptr + forward[0] + offset, w, mask=mask)
-        if ADJOINT:
-            column = interleaved(channel, C, adjoint[4])
-            offset = offset_of(adjoint, d[:, None], column[None, :], tap[None, :])
-            tl.store(packed_ptr + adjoint[0] + offset, w, mask=mask)
+        tl.store(packed_ptr + row[:, None] * ROW + k[None, :], w, mask=mask)
+        if adjoint_ptr is not None:
+            tap = k // C
+            column = interleaved(k % C, C, C // 2).to(tl.int64)
+            line = tap * C + column if S0 > 0 else column * T + (T - 1 - tap)
+            tl.store(adjoint_ptr + line[None, :] * D + d[:, None], w, mask=mask)
 
 
 @triton.jit
 def pack_kernel(
-    v, gain, sources, forwards, adjoints, packed_ptr,
-    NORMED: tl.constexpr, ADJOINT: tl.constexpr,
+    v, gain, strides, hidden_ptr, out_ptr, adjoint,
+    CHANNELS: tl.constexpr, T: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """Pack up to three weights v with their gains."""
+    """Pack the weights v of conv_in, conv_out and nin_skip with their gains and adjoints, or None.
+
+    hidden: rows of conv_in, each followed by its row of nin_skip; out: rows of conv_out.
+    """
+    F: tl.constexpr = CHANNELS[0]
     pid = tl.program_id(0)
-    for i in tl.static_range(3):
-        blocks = (sources[i][2] + BLOCK_D - 1) // BLOCK_D
+    for i in tl.static_range(3 if PLANES > 0 else 2):
+        blocks = ((2 * F if i == 1 else F) + BLOCK_D - 1) // BLOCK_D
         if (pid >= 0) & (pid < blocks):
             pack_filters(
-                v[i], gain[i], packed_ptr, pid, sources[i], forwards[i], adjoints[i],
-                NORMED=NORMED, ADJOINT=ADJOINT,
+                v[i], None if gain is None else gain[i],
+                out_ptr if i == 1 else hidden_ptr + (2 * F * T if i == 2 else 0),
+                None if adjoint is None else adjoint[i], pid,
+                strides[i][0], strides[i][1], strides[i][2],
+                T=PLANES if i == 2 else T, C=2 * F, D=2 * F if i == 1 else F,
+                S0=CHANNELS[1] if i == 2 else 0, S1=CHANNELS[2] if i == 2 else 0,
+                ROW=(T if i == 1 else T + PLANES) * 2 * F,
             )  # fmt: skip
         pid -= blocks
 
@@ -133,36 +129,22 @@ def pad_to_three(values: Sequence[Value]) -> tuple[Value, ...]:
     return (*values, values[0], values[0])[:3]
 
 
-def pack(operands: Operands, packed: Tensor, *, adjoint: bool) -> None:
-    """Write a gated resnet's weights into one tensor of x's dtype (see `geometry.packed_sizes`)."""
+def pack(operands: Operands, hidden: Tensor, out: Tensor, *adjoint: Tensor) -> None:
+    """Write a gated resnet's weights into the parts of `geometry.packed_sizes`."""
     weights, gains = operands.weights, operands.gains
-    f, _, kh, kw = operands.conv_in.shape
-    channels = operands.skip_channels
-    taps, planes, skips = kh * kw, planes_of(channels, f), (*channels, 0, 0)[:2]
-    row, turned = (taps + planes) * 2 * f, taps - 1
-    sizes = packed_sizes(operands, True)
-    hidden, out, out_adjoint, in_adjoint, nin_adjoint = accumulate(sizes[:-1], initial=0)
-    sources = (taps, 2 * f, f, 0, 0), (taps, 2 * f, 2 * f, 0, 0), (planes, 2 * f, f, *skips)
-    forwards = (
-        (hidden, row, 1, 2 * f, f),
-        (out, taps * 2 * f, 1, 2 * f, f),
-        (hidden + taps * 2 * f, row, 1, 2 * f, f),
-    )
-    adjoints = (
-        (in_adjoint + turned * f, 1, taps * f, -f, f),
-        (out_adjoint + turned * 2 * f, 1, taps * 2 * f, -2 * f, f),
-        (nin_adjoint, 1, f, 2 * f * f, f),
-    )
-    orders = [(*source, *strides_of(v)) for source, v in zip(sources, weights, strict=False)]
-    count = len(weights)
     launch(
-        pack_kernel,
-        (sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights),), packed.device,
-        v=pad_to_three(weights), gain=pad_to_three(gains or weights), packed_ptr=packed,
-        sources=pad_to_three(orders), forwards=pad_to_three(forwards[:count]),
-        adjoints=pad_to_three(adjoints[:count]),
-        NORMED=bool(gains), ADJOINT=adjoint, num_warps=8,
+        pack_kernel, (programs_of(weights),), hidden.device,
+        v=pad_to_three(weights), gain=pad_to_three(gains) if gains else None,
+        strides=pad_to_three([strides_of(v) for v in weights]),
+        hidden_ptr=hidden, out_ptr=out, adjoint=adjoint or None,
+        CHANNELS=operands.channels, T=weights[0].shape[2:].numel(), PLANES=operands.planes,
+        num_warps=8,
     )  # fmt: skip
+
+
+def programs_of(weights: Sequence[Tensor]) -> int:
+    """Number of programs that each have BLOCK_D filters of one of the weights."""
+    return sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights)
 
 
 @triton.jit
@@ -281,5 +263,5 @@ def unpacking(
     counts = parts[0].shape[0], sums[0].shape[0], sums[1].shape[0]
     tensors = operands.weights, operands.gains or weights, weights, gains or weights, biases
     strides = [strides_of(weight) for weight in operands.weights]
-    programs = sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights)
-    return programs, (parts, sums, counts, *map(pad_to_three, tensors), pad_to_three(strides))
+    per_weight = map(pad_to_three, (*tensors, strides))
+    return programs_of(weights), (parts, sums, counts, *per_weight)

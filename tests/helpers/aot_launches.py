@@ -86,11 +86,12 @@ def _image(dtype: torch.dtype, channels: int, size: tuple[int, int, int]) -> Ten
     return torch.empty(batch, channels, rows, cols, dtype=dtype, device="meta", memory_format=last)
 
 
-def distinct(launches: list[Launch], *constants: str) -> list[Launch]:
-    """One launch for each kernel and value of these constants of it."""
+def distinct(launches: list[Launch], *names: str) -> list[Launch]:
+    """One launch for each kernel and which of these arguments of it are given."""
     chosen: dict[tuple[object, ...], Launch] = {}
     for launch in launches:
-        key = (launch.kernel.__name__, *(launch.arguments.get(name) for name in constants))
+        given = (launch.arguments.get(name) is not None for name in names)
+        key = (launch.kernel.__name__, *given)
         chosen[key] = launch
     return list(chosen.values())
 

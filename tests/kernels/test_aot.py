@@ -48,7 +48,7 @@ def test_every_matmul(block: Block, arch: int) -> None:
         check(launch, compile_launch(launch, arch), arch)
 
 
-@pytest.mark.parametrize("forms", [(), full(("X", "BACKWARD", "ADJOINT", "DROPOUT"))])
+@pytest.mark.parametrize("forms", [(), full(("x", "dy_ptr", "adjoint", "kept_ptr"))])
 def test_elementwise_kernels_neither_spill_nor_fail(forms: tuple[str, ...]) -> None:
     """Each kernel in one of its forms, and in all."""
     others = [launch for launch in Block(40).launches(90) if not is_matmul(launch)]
