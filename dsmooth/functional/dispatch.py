@@ -21,10 +21,8 @@ Impl = Literal["auto", "reference", "triton", "native"]
 _IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Computed once: torch.compile of torch 2.11 cannot trace is_autocast_available.
-_AUTOCAST_DEVICES = frozenset(
-    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
-)
+# Listed, as torch.compile of torch 2.11 cannot trace is_autocast_available.
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 # One value for the process, not per thread: torch.compile can guard on a module global.
 _current: Impl = "auto"
@@ -101,8 +99,6 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
     tensors. matmul: whether they multiply matrices; the interpreter supports float64 matmuls, but
     not bfloat16.
     """
-    if device.type not in ("cuda", "cpu"):
-        return f"Triton runs on cuda tensors, got {device.type}"
     try:
         from ..kernels.launch import INTERPRETED
     except ModuleNotFoundError:
@@ -113,14 +109,14 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
     for dtype in dtypes:
         if dtype not in supported:
             return f"its kernels support {', '.join(map(str, supported))}, got {dtype}"
-    if (device.type == "cuda") == INTERPRETED:
+    if device.type != ("cpu" if INTERPRETED else "cuda"):
         return (
             f"Triton runs on cuda tensors, got {device.type} (in a process started with "
             "TRITON_INTERPRET=1 only on cpu tensors)"
         )
-    if device.type == "cpu":
-        return None
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+    if device.type == "cuda" and (
+        torch.version.hip is not None or torch.cuda.get_device_capability(device) < MIN_CAPABILITY
+    ):
         return "the Triton kernels need an NVIDIA GPU of compute capability 8.0"
     return None
 

@@ -25,7 +25,6 @@ class Field(NamedTuple):
     conditions: tuple[str, ...]  # the fields that it requires
     optional: bool
     is_parameter: bool  # the backward writes the gradients of all parameters, or of none
-    group: str
 
 
 def _read_fields() -> dict[str, Field]:
@@ -40,7 +39,7 @@ def _read_fields() -> dict[str, Field]:
     fields = {}
     for columns, shape in re.findall(r"^FIELD\((.*), \((.*)\)\)$", text, re.MULTILINE):
         words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
-        name, group, presence, conditions, dtype, layout, gradient = words
+        name, _, presence, conditions, dtype, layout, gradient = words
         fields[name] = Field(
             shape.replace("2 * ", "2").replace(",", ""),
             dtype,
@@ -48,7 +47,6 @@ def _read_fields() -> dict[str, Field]:
             required[conditions],
             optional=presence == "Optional",
             is_parameter=gradient == "Parameter",
-            group=group,
         )
     return fields
 
