@@ -263,5 +263,5 @@ def unpacking(
     counts = parts[0].shape[0], sums[0].shape[0], sums[1].shape[0]
     tensors = operands.weights, operands.gains or weights, weights, gains or weights, biases
     strides = [strides_of(weight) for weight in operands.weights]
-    per_weight = map(pad_to_three, (*tensors, strides))
+    per_weight = *map(pad_to_three, tensors), pad_to_three(strides)
     return programs_of(weights), (parts, sums, counts, *per_weight)
