@@ -25,8 +25,6 @@ from dsmooth.pretrained.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.training import train
-from dsmooth.training.evaluation import evaluate
-from dsmooth.training.log import run_header
 from dsmooth.training.step import TrainState
 from tests.helpers.command_runs import complains, run
 from tests.helpers.data_makers import random_dataset, refuses
@@ -292,29 +290,6 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
 
 def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:
     return replace(random_dataset(n, labels=torch.arange(n) % classes), split=split)
-
-
-def test_batches_carry_the_labels_of_their_images() -> None:
-    data = labelled(classes=3)
-    config = tiny("plain", n_classes=3)
-    state = TrainState(config, data, torch.device("cpu"))
-    x, _, label = state.inputs(24)  # over the end of an epoch
-    assert "3 classes: 0, 1, 2" in run_header(state, data)
-    for image, number in zip(x, label.tolist(), strict=True):
-        found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
-        assert data.labels[found] == number
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_held_out_images_are_scored_with_their_labels(role: str) -> None:
-    config = tiny(role, n_classes=2)
-    state = TrainState(config, labelled(), torch.device("cpu"))
-    for name, weight in state.averaged.named_parameters():
-        if name.endswith("condition_weight"):
-            weight.data.normal_(generator=torch.Generator().manual_seed(len(name)))
-    test_set = labelled(10, split="test")
-    swapped = replace(test_set, labels=1 - test_set.labels)
-    assert evaluate(state, test_set) != evaluate(state, swapped)
 
 
 def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:

@@ -196,21 +196,24 @@ def test_a_graph_that_is_kept_gives_its_gradient_again(impl: Any) -> None:
         torch.testing.assert_close(2 * a, c, rtol=0, atol=1e-37)  # doubling denormals may round
 
 
-@needs_extension
+@each_fast_impl
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @each_mixture_in_full
-def test_opcheck(channels: int, mixture: str) -> None:
-    x, params = random_case(channels, mixture, n_mix=2, size=(2, 3, 5))
-    options = native_mixture(mixture).values()
+def test_opcheck(channels: int, mixture: str, impl: Any) -> None:
+    size = (2, 1, 3) if INTERPRETED else (2, 3, 5)
+    case = random_case(channels, mixture, n_mix=2, size=size)
+    x, params = (t.bfloat16() if INTERPRETED else t for t in case)
+    options = *native_mixture(mixture).values(), impl
     last = params.to(memory_format=torch.channels_last)
+    torch.library.opcheck(forward_op, (x, params, *options, False, False))
     for layout in (params, last):
-        torch.library.opcheck(forward_op, (x, layout, *options, "native", True, True))
-    grad = torch.randn(2, 3, 5, dtype=torch.float64)
-    _, *saved = forward_op(x, params, *options, "native", True, True)
-    for needs in ((True, True), (False, True), (True, False)):
-        given = (grad, *saved, x, last, *options, "native", True, True, list(needs))
-        torch.library.opcheck(backward_op, given)
+        given = x, layout, *options, True, True
+        torch.library.opcheck(forward_op, given)
+        log_prob, *saved = forward_op(*given)
+        for needs in ((True, True), (False, True), (True, False)):
+            inputs = torch.randn_like(log_prob), *saved, *given, list(needs)
+            torch.library.opcheck(backward_op, inputs)
 
 
 @each_fast_impl

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -31,16 +30,6 @@ MATMULS = {
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {expand: ["operands_kernel"], gated_resnet: sorted(MATMULS), weights: ["pack_kernel"]}
-
-
-@contextmanager
-def recorded(arch: int, tf32: bool) -> Iterator[list[list[Launch]]]:
-    """Inside the block launchers see a GPU of capability `arch` and only record their launches."""
-    with ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(launching, "capability_of", lambda device: arch)
-        patch.setattr(launching, "allows_tf32", lambda: tf32)
-        yield [stack.enter_context(record_launches(m, *names)) for m, names in KERNELS.items()]
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,12 @@ class Block:
         settings = Settings(shift, 0.5, 3) if self.dropout else Settings(shift)
         inputs = *given, *settings, "triton", True
         needs = [name != "seed" for name in given._fields]
-        with recorded(arch, self.tf32) as lists:
+        with ExitStack() as stack:
+            enter = stack.enter_context
+            patch = enter(pytest.MonkeyPatch.context())
+            patch.setattr(launching, "capability_of", lambda device: arch)
+            patch.setattr(launching, "allows_tf32", lambda: self.tf32)
+            lists = [enter(record_launches(m, *names)) for m, names in KERNELS.items()]
             y, *saved = gated_resnet_op._forward(True, *inputs)
             gated_resnet_op._backward(True, y, *saved, *inputs, needs)
         return [launch for launches in lists for launch in launches]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,15 +67,6 @@ def call(given: Mapping[str, Any], **options: Any) -> Tensor:
     )
 
 
-class _PinnedExtension:
-    """The extension's gated resnet by one instruction set."""
-
-    def __init__(self, extension: ModuleType, instruction_set: str) -> None:
-        for name in ("gated_resnet_forward", "gated_resnet_backward"):
-            function = partial(getattr(extension, name), instruction_set=instruction_set)
-            setattr(self, name, function)
-
-
 @dataclass
 class Case:
     """A block's inputs in float64, rounded to the dtype they will be computed in."""
@@ -99,8 +90,11 @@ class Case:
             pytest.MonkeyPatch.context() as patch,
         ):
             if instruction_set:
-                pinned = _PinnedExtension(_extension.extension(), instruction_set)
-                patch.setattr(_extension, "extension", lambda: pinned)
+                names = ("gated_resnet_forward", "gated_resnet_backward")
+                own = (getattr(_extension.extension(), name) for name in names)
+                pinned = (partial(function, instruction_set=instruction_set) for function in own)
+                extension = SimpleNamespace(**dict(zip(names, pinned, strict=True)))
+                patch.setattr(_extension, "extension", lambda: extension)
             settings = self.settings._asdict()
             y = call(given | settings, impl=impl)
             y.backward(self.grad_y.to(device, y.dtype))
@@ -122,12 +116,6 @@ class Case:
             name: t if t is None else casts.get(name, lambda t: t.to(device, exact, copy=True))(t)
             for name, t in self.given._asdict().items()
         }
-
-
-def needs_of(given: Operands, prefix: str = "") -> list[bool]:
-    """For the backward's op: the gradients of operands whose names begin so."""
-    named = given._asdict().items()
-    return [t is not None and t.is_floating_point() and n.startswith(prefix) for n, t in named]
 
 
 def make_case(

@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 # The command, and a path that finds the package under test whatever the folder holds.
 COMMAND = "from dsmooth.cli import main; main()"
@@ -41,23 +42,6 @@ sys.argv[:] = ["-c", *arguments]
 """
 
 
-@contextmanager
-def neutral_place() -> Iterator[None]:
-    """A folder without packages and a process without a script, for the time of a start.
-
-    A server imports what its folder holds before what is installed, which has the extension; and
-    each of its children runs the script of the process that started it.
-    """
-    here, main = Path.cwd(), sys.modules["__main__"]
-    os.chdir(tempfile.gettempdir())
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        os.chdir(here)
-
-
 class ForkedPython:
     """`python -c CODE ARGUMENTS` in a folder, with the variables of this process and some more."""
 
@@ -78,7 +62,11 @@ class ForkedPython:
         }
         work = _PREPARE + code, given
         self._process = _CONTEXT.Process(target=exec, args=work, daemon=True)
-        with neutral_place():
+        # A server imports what its folder holds before what is installed, which has the extension,
+        # and each of its children runs the script of the process that started it.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tempfile.gettempdir())
+            patch.setitem(sys.modules, "__main__", ModuleType("__main__"))
             self._process.start()
 
     @property

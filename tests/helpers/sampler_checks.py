@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,25 +18,17 @@ from dsmooth.sampling import CachedSampler, sequential_sample
 SEED, FIRST = 2**40 + 5, 2**32 - 2
 
 
-class Sequential:
-    """One forward pass per pixel, with the methods of a CachedSampler."""
+def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> Any:
+    """code: an instruction set, "cuda", or "sequential" for one forward pass per pixel."""
 
-    device = torch.device("cpu")
+    def sample(n: int, height: int, width: int, **given: Any) -> Tensor:
+        return sequential_sample(model, n, height=height, width=width, **given)
 
-    def __init__(self, model: PixelCNNpp) -> None:
-        self.model = model
-
-    def sample(self, n: int, height: int, width: int, **given: Any) -> Tensor:
-        return sequential_sample(self.model, n, height=height, width=width, **given)
-
-
-def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSampler | Sequential:
-    """code: an instruction set, "cuda" or "sequential"."""
     if code == "sequential":
-        return Sequential(model)
+        return SimpleNamespace(sample=sample, device=torch.device("cpu"))
     if code == "cuda":
         return CachedSampler(copy.deepcopy(model).cuda(), dtype)
-    return CachedSampler(model, dtype, instruction_set=code)  # type: ignore[arg-type]
+    return CachedSampler(model, dtype, instruction_set=code)
 
 
 def labels_of(n: int, n_classes: int, *, hidden: bool = False) -> Tensor | None:

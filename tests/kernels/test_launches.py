@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: its launchers cannot be imported")
 
-import dsmooth
 from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.nn.gradients import input_gradient
+from tests.helpers.networks import network
 from tests.helpers.triton_tools import let_triton_run
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
@@ -39,16 +38,9 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         yield counts
 
 
-def make(conditioning: Any = "none") -> tuple[dsmooth.PixelCNNpp, Tensor]:
-    torch.manual_seed(0)
-    config = dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=1, conditioning=conditioning)
-    model = dsmooth.PixelCNNpp(config).to(memory_format=torch.channels_last)
-    return model, torch.rand(3, 1, 8, 4)
-
-
 @pytest.mark.quick
 def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = make()
+    model, x = network(), torch.rand(3, 1, 8, 4)
     with counted(monkeypatch) as counts:
         loss = model.log_prob(x).sum()
         forward = Counter(counts)

@@ -22,7 +22,6 @@ from tests.helpers.sampler_checks import (
 
 N, SIZE = 3, (8, 8)
 DTYPES = torch.float32, torch.bfloat16
-SETTINGS: dict[str, Any] = {"height": 8, "width": 8, "seed": SEED, "first_index": FIRST}
 SAMPLERS = [(torch.float32, "sequential"), (torch.float32, "auto"), (torch.bfloat16, "auto")]
 if torch.cuda.is_available():
     SAMPLERS += [pytest.param(dtype, "cuda", marks=pytest.mark.gpu) for dtype in DTYPES]
@@ -88,7 +87,7 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     kept = mask[:, None]
     x_tilde = pair.sample(N, **{**given, "method": "noisy"}, known=x, mask=mask)
     smoothed = pair.smoothing.sample(x, seed=5, first_index=9)
-    at = SETTINGS | {"seed": 5, "first_index": 9}
+    at: dict[str, Any] = {"height": 8, "width": 8, "seed": 5, "first_index": 9}
     assert torch.equal(x_tilde, sample_images(pair.noisy, N, **at, known=smoothed, mask=mask))
     assert torch.equal(completed, pair.denoise(x_tilde, **given, known=x, mask=mask))
     assert torch.equal(completed[kept], (smoothed if method == "noisy" else x)[kept])

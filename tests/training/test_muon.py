@@ -21,11 +21,8 @@ from dsmooth.training.optimizers import (
     polar_operator,
     wide,
 )
-from dsmooth.training.step import TrainState, kernel_rate
-from tests.helpers.data_makers import random_dataset
+from dsmooth.training.step import kernel_rate
 from tests.helpers.tiny_runs import tiny
-
-CPU = torch.device("cpu")
 
 
 def random_matrices(n: int, rows: int, columns: int, smallest: float) -> Tensor:
@@ -126,19 +123,6 @@ def test_gradients_are_gathered_whatever_their_memory_order() -> None:
         layers[number].weight_v.grad = factor.contiguous() if number % 2 else factor
     for name, view in muon.flat.views(muon.flat.gather_gradients()).items():
         assert torch.equal(view, factors[name])
-
-
-def test_the_moments_of_a_checkpoint_are_restored() -> None:
-    config = tiny("denoiser", optimizer="muon")
-    one, other = (TrainState(config, random_dataset(12), CPU) for _ in range(2))
-    one.step()
-    tensors = {name: tensor.clone() for name, tensor in one.tensors().items()}
-    assert sum(name.startswith("muon.") for name in tensors) == len(one.optimizer.kernels)
-    other.restore(tensors, one.images_seen, one.steps, "x")
-    for state in (one, other):
-        state.step()
-    for name, tensor in one.tensors().items():
-        assert torch.equal(tensor, other.tensors()[name]), name
 
 
 def test_gram_matrices_of_few_kernels_are_padded_to_the_next_size() -> None:

@@ -24,6 +24,7 @@ from dsmooth.presets import preset
 from dsmooth.pretrained.runs import End, HeldOut, RunFolder, Start, Step
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
+from dsmooth.training.log import run_header
 from dsmooth.training.settings import check_initial, find_initial
 from dsmooth.training.step import TrainState, make_inputs, scheduled
 from tests.helpers.command_runs import run as call
@@ -84,9 +85,13 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert 30 < same.sum() < 70
 
 
-def test_the_label_of_a_fraction_of_the_images_is_hidden() -> None:
+def test_images_have_their_labels_but_for_a_fraction_of_them() -> None:
     state, hidden = (made(batch_size=400, n_classes=10, label_dropout=part) for part in (0.0, 0.25))
-    label, seen = state.inputs(400).label, hidden.inputs(400).label
+    (x, _, label), seen = state.inputs(400), hidden.inputs(400).label
+    own = (x[:, None] == state.train_set.batch(torch.arange(40))).flatten(2).all(2)
+    assert torch.equal(own.int().argmax(1) % 10, label)
+    line = f"10 classes: {', '.join('0123456789')}"
+    assert line in run_header(state, state.train_set)
     kept = seen >= 0
     assert torch.equal(seen[kept], label[kept])
     words = image_words(400, 1, seed=0, first_index=400, stream=Stream.LABEL)[:, 0, 0]
@@ -163,15 +168,20 @@ def test_the_average_counts_updates() -> None:
     assert not any(weight.requires_grad for weight in state.averaged.parameters())
 
 
-def test_held_out_images_have_the_noise_of_their_index() -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_held_out_images_have_the_noise_of_their_index_and_their_label(role: str) -> None:
     """As one by one, past the first 100, which are computed together, too."""
-    config, data = tiny(evaluation_images=103), random_dataset(103)
+    config = tiny(role, evaluation_images=103, n_classes=2)
+    data = random_dataset(103, labels=torch.arange(103) % 2)
     state = TrainState(config, data, torch.device("cpu"))
+    for name, weight in state.averaged.named_parameters():
+        if name.endswith("condition_weight"):
+            weight.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     nats = 0.0
     for i in range(103):
-        x = data.batch(torch.tensor([i]))
-        noisy = make_inputs(x, config, first_index=i, repeat=EVALUATION_REPEAT).target
-        nats -= float(state.averaged.log_prob(noisy))
+        x, label = data.batch(torch.tensor([i])), data.labels[i : i + 1]
+        given = make_inputs(x, config, label, first_index=i, repeat=EVALUATION_REPEAT)
+        nats -= float(state.averaged.log_prob(*given))
     assert evaluate(state, data) == pytest.approx(nats / (math.log(2) * 103 * 64), rel=1e-6)
 
 

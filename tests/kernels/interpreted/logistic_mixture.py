@@ -1,8 +1,6 @@
-"""Laws of the logistic mixture's Triton kernels, under Triton's interpreter.
+"""Laws of the logistic mixture's Triton kernels, under the interpreter (see test_interpreter.py).
 
-    TRITON_INTERPRET=1 pytest -n0 tests/kernels/interpreted/logistic_mixture.py
-
-Run by test_interpreter.py. Shapes are small: the interpreter takes some 50 ms for a program.
+Shapes are small: the interpreter takes some 50 ms for a program.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from dsmooth.functional.logistic_mixture_op import backward_op, forward_op
 from dsmooth.kernels.launch import INTERPRETED
 from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants of every implementation
     test_as_exact_as_eager,
@@ -29,6 +26,7 @@ from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invarian
     test_nan_is_never_hidden,
     test_no_access_is_out_of_bounds,
     test_only_the_wanted_gradient_is_computed,
+    test_opcheck,
     test_second_derivative_is_refused_not_lost,
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
@@ -37,7 +35,6 @@ from tests.helpers.mixture_cases import (
     assert_as_exact_as_eager,
     each_likelihood,
     each_mixture,
-    native_mixture,
     random_case,
     widest_case,
 )
@@ -77,20 +74,3 @@ def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels:
     for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
         for got, want in zip(run(x[part], params[part], mixture), whole, strict=True):
             assert torch.equal(got, want[part])
-
-
-# opcheck reads .grad of the clones that it makes; the warning is about its own tensors
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.full
-@each_mixture
-def test_opcheck(channels: int, mixture: str) -> None:
-    x, params = widest_case(channels, mixture, n_mix=2, size=(2, 1, 3))
-    x, params = x.bfloat16(), params.bfloat16()
-    last = params.to(memory_format=torch.channels_last)
-    what = *native_mixture(mixture).values(), "triton"
-    torch.library.opcheck(forward_op, (x, params, *what, False, False))
-    for layout in (params, last):
-        given = x, layout, *what, True, True
-        torch.library.opcheck(forward_op, given)
-        _, *units = forward_op(*given)
-        torch.library.opcheck(backward_op, (torch.randn(2, 1, 3), *units, *given, [True, True]))

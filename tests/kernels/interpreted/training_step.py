@@ -1,9 +1,4 @@
-"""Tests of the kernels of a training step outside of its layers, under Triton's interpreter.
-
-    TRITON_INTERPRET=1 pytest -n0 tests/kernels/interpreted/training_step.py
-
-Run by test_interpreter.py.
-"""
+"""Kernels of a training step beside its layers, under the interpreter (see test_interpreter.py)."""
 
 from __future__ import annotations
 
