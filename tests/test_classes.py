@@ -42,7 +42,6 @@ from tests.helpers.networks import (
 from tests.helpers.tiny_runs import ROLES, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-SAMPLERS = sample_images, sequential_sample
 
 
 @pytest.mark.quick
@@ -350,7 +349,8 @@ def test_the_command_draws_a_class_or_each(tmp_path, monkeypatch, capsys) -> Non
 def test_guidance_needs_a_model_with_and_without_classes(count: int, words: str) -> None:
     pair, label = tiny_pair(classes=(count, 0)), 0 if count else None
     pair.noisy.config = replace(pair.noisy.config, classes=numbered(count, dropout=0.0))
-    by_model = (partial(draw, pair.noisy, height=8, width=8) for draw in SAMPLERS)
+    samplers = (sample_images, sequential_sample)
+    by_model = (partial(draw, pair.noisy, height=8, width=8) for draw in samplers)
     for draw in (pair.sample, *by_model):
         refuses(words, draw, 2, label=label, guidance=0.5)
     for denoise in (pair.single_step, partial(pair.denoise, method="single-step")):

@@ -30,7 +30,6 @@ from tests.helpers.mixture_cases import (
     assert_as_exact_as_eager,
     avoid_kink,
     both_impls,
-    each_channels,
     each_likelihood,
     each_mixture,
     each_run,
@@ -128,7 +127,7 @@ def test_atoms_are_mixed_with_what_there_is_without_them(impl: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 
-@each_channels
+@pytest.mark.parametrize("channels", [1, 3])
 def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int) -> None:
     x, params = random_case(channels, "gaussian", n_mix=1, size=(2, 3, 4))
     raw_parts(params, channels)[:, :, 1].clamp_(-6, 2)

@@ -16,7 +16,6 @@ from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_p
 from dsmooth.machine import cpu_name
 from tests.helpers.gated_cases import INTERPRETED, NATIVE
 
-LIKELIHOODS = ["continuous", "discretized"]
 # Keyword arguments of the op; "atoms" is the discretized likelihood with them, for grey images.
 MIXTURES: dict[str, dict[str, Any]] = {
     "continuous": {"likelihood": "continuous"},
@@ -33,7 +32,7 @@ RATIO = 2 if IS_CLOSE or not INTERPRETED else 32
 INSTRUCTION_SETS = _extension.instruction_sets()
 each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
 both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
-each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
+each_likelihood = pytest.mark.parametrize("likelihood", ["continuous", "discretized"])
 CASES = [(c, m) for c in (1, 3) for m in MIXTURES if (c, m) != (3, "atoms")]
 
 
@@ -47,7 +46,6 @@ def _each_case(is_full: Callable[[str], bool]) -> pytest.MarkDecorator:
 each_mixture = _each_case(lambda mixture: INTERPRETED and mixture == "atoms")
 # For checks that take seconds: one of them in the default tier, none where kernels are interpreted.
 each_mixture_in_full = _each_case(lambda mixture: INTERPRETED or mixture != "atoms")
-each_channels = pytest.mark.parametrize("channels", [1, 3])
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.
 CANCELLED = 1e-30
 Mixture = str | dict[str, Any]  # one of MIXTURES, or its like

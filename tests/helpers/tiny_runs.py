@@ -14,7 +14,6 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset, load_splits
 from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import Evaluation, settings, train
-from dsmooth.training.settings import complete
 from tests.helpers.networks import numbered
 
 ROLES = ("noisy", "denoiser", "plain")
@@ -43,11 +42,6 @@ def tiny(
         "precision": "float32",
     }
     return TrainConfig(role=role, model=config, **{**defaults, **settings})
-
-
-def resolved(config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset) -> TrainConfig:
-    """The settings of a new run on these images."""
-    return complete(config, train_set, test_set, torch.device("cpu"))
 
 
 def train_until(images: int, config: TrainConfig, folder: Path) -> None:

@@ -171,8 +171,8 @@ def test_the_average_counts_updates() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_held_out_images_have_the_noise_of_their_index_and_their_label(role: str) -> None:
     """As one by one, past the first 100, which are computed together, too."""
-    config = tiny(role, evaluation_images=103, n_classes=2)
-    data = random_dataset(103, labels=torch.arange(103) % 2)
+    config = tiny(role, evaluation_images=103, n_classes=3)
+    data = random_dataset(103, labels=torch.arange(103) % 3)
     state = TrainState(config, data, torch.device("cpu"))
     for name, weight in state.averaged.named_parameters():
         if name.endswith("condition_weight"):
@@ -273,9 +273,6 @@ def test_bad_settings_are_named(settings: dict[str, object], message: str) -> No
     refuses(message, TrainConfig, **settings)
 
 
-CPU = torch.device("cpu")
-
-
 def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     """The averaged ones of a run or a pair, a new optimiser, image 0."""
     for role in ("noisy", "denoiser"):
@@ -286,7 +283,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
         config = replace(tiny(role, seed=9), init=str(source))
         initial = find_initial(str(source), role).networks[role]
-        state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
+        state = TrainState(config, load_dataset("mnist", "train"), torch.device("cpu"), initial)
         expected, _ = read_tensors(RunFolder(tmp_path / role).weights)
         for network in (state.model, state.averaged):
             state_dict = network.state_dict()

@@ -15,10 +15,10 @@ import torch
 
 from dsmooth import distributed
 from dsmooth.config import TrainConfig
-from dsmooth.files import read_tensors
 from dsmooth.machine import choose_device
 from dsmooth.pretrained.runs import Interrupted, RunFolder, Start
 from dsmooth.training import loop, settings, train
+from dsmooth.training.checkpoint import read_checkpoint
 from dsmooth.training.step import share_of_batch, uses_graph
 from tests.helpers.data_makers import refuses
 from tests.helpers.rank_processes import (
@@ -95,14 +95,6 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert uses_graph(tiny(graph="on"), torch.device("cuda:0"))  # NCCL's all_reduce is recorded
 
 
-def images_saved(run: RunFolder) -> int:
-    """Images of the newest checkpoint; 0 while there is none, or one takes its place."""
-    try:
-        return int(read_tensors(run.checkpoint)[1]["images_seen"])
-    except (FileNotFoundError, ValueError):
-        return 0
-
-
 # Before the command: rank 1 is killed in its fourth step.
 DIES = """
 import os, signal
@@ -152,7 +144,7 @@ def test_control_c_saves_once_and_one_process_resumes(tmp_path, monkeypatch) -> 
     *entries, last = run.read_log()
     assert isinstance(last, Interrupted)
     assert not any(isinstance(entry, Interrupted) for entry in entries)
-    seen = images_saved(run)
+    seen = read_checkpoint(run.checkpoint).images_seen
     assert seen == last.images > 0
     stop = contextlib.nullcontext(lambda: signal.SIGTERM)  # after a step
     monkeypatch.setattr(loop, "catch_signals", lambda: stop)

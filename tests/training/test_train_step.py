@@ -28,7 +28,7 @@ from dsmooth.training import NonFiniteLoss, loop, settings, step, train
 from dsmooth.training.checkpoint import read_checkpoint, restore
 from dsmooth.training.step import READ_STEPS, TrainState
 from tests.helpers.data_makers import random_dataset, refuses
-from tests.helpers.tiny_runs import ROLES, resolved, tiny
+from tests.helpers.tiny_runs import ROLES, tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # Operations whose result, or its shape, is a number on the host.
@@ -216,8 +216,8 @@ def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, sets, fas
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
     monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     data = random_dataset(12)
-    settings = resolved(tiny(precision="auto"), data, data)
-    assert settings.precision == ("bfloat16" if fast else "float32")
+    config = settings.complete(tiny(precision="auto"), data, data, CPU)
+    assert config.precision == ("bfloat16" if fast else "float32")
 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
