@@ -19,6 +19,7 @@ from dsmooth.evaluate.comparison import (
     Reference,
     compare_images,
     fidelity_scores,
+    kernel_distance,
     read_reference,
 )
 from dsmooth.evaluate.features import (
@@ -258,6 +259,14 @@ def test_scores_are_there_with_the_extra(digits: ImageDataset) -> None:
         "inception_score",
         "inception_score_deviation",
     }
+
+
+def test_the_kernel_distance_is_that_of_torch_fidelity() -> None:
+    metric = pytest.importorskip("torch_fidelity.metric_kid").kid_features_to_metric
+    for n, m in ((30, 50), (1100, 1010)):
+        x, y = normal(n, 8, seed=1), 0.2 + normal(m, 8, seed=2)
+        expected = metric(x, y, kid_subset_size=min(n, m, 1000), verbose=False)
+        assert kernel_distance(x, y) == pytest.approx([*expected.values()], rel=1e-9)
 
 
 def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
