@@ -93,6 +93,7 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
 def test_what_the_command_says_of_an_error(error: Exception, line: str | None) -> None:
     """Its options by the arguments that the error carries."""
     assert explain(error, {"data_dir", "resume", "pooling", "init"}) == line
+    assert explain(ArithmeticError("it diverged")) == "it diverged"
 
 
 def result(text: str) -> object:

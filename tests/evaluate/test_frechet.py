@@ -64,6 +64,9 @@ def test_fewer_images_than_features_agree_with_the_exact_factors() -> None:
     expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
     distance = frechet_distance(x.mean(0), torch.cov(x.T), y.mean(0), torch.cov(y.T))
     assert distance == pytest.approx(float(expected - 2 * root), rel=1e-10)
+    for seed in range(9):  # rounding gives no negative distance of equals
+        same = normal(40, 200, seed=seed)
+        assert 0 <= frechet_distance(same[0], torch.cov(same.T), same[0], torch.cov(same.T)) < 1e-9
 
 
 def test_arrays_lists_and_any_real_dtype_are_taken() -> None:

@@ -191,8 +191,8 @@ def test_the_command_writes_figures_and_numbers(tmp_path, capsys) -> None:
     names = {path.name for path in out.iterdir()}
     assert names == {"probes.json", "noisy.png", "denoiser.png"}
     results = read_result(out / "probes.json", ProbeResult)
-    best = 100 * results.accuracy["noisy"]["up1"].accuracy
-    assert f"{best:.1f} ±" in printed
+    best = results.accuracy["noisy"]["up1"]
+    assert f"{100 * best.accuracy:.1f} ± {100 * best.error:.1f} %" in printed
 
 
 def labelled(n: int, d: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         *("noisy 2, plain 0", "Abacus <IX> & sons", "seed 3"),
         *("98.5 %", "down1 98.4", "scale 0.5 0.5 –", "best block"),
         *(f"{model.parameters:,}" for model in MODELS.values()),
-        *(f"{model.training.images:,}" for model in MODELS.values()),
+        *(f"{m.images:,} {m.seconds / 60:.1f}" for m in (v.training for v in MODELS.values())),
     ):
         assert part in page
     assert "FID" not in page
