@@ -112,7 +112,7 @@ def test_dataset_hands_out_what_it_holds() -> None:
         dataset[7]
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", sorted({*DATASETS} - {"folder"}))
 def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     for split, place in itertools.product(SPLITS, (tmp_path / "empty", tmp_path / "absent")):
