@@ -66,7 +66,7 @@ PRESETS = {
     "celeba-paper": _paper(replace(_PAPER, data="celeba", scale=0.3, image_size=32, model=_F160)),
 }
 
-# Factor of the rates of a run that begins with given weights, measured in the card of `photos`.
+# Factor of the rates of a run that begins with given weights (docs/experiments/028).
 FINE_TUNING = 0.15
 
 # The settings of a run and of its network that a user may give, and their types.

@@ -1,24 +1,22 @@
 """Measure the packaged pair of photographs and write its README.md, card.json and samples.png.
 
-    python -m tools.photos PHOTOS RUNS STARTS PLAIN
+    python -m tools.photos PHOTOS RUNS STARTS [PLAIN]
 
 PHOTOS has the folders of pictures `train`, which the pair in RUNS was trained on but for the part
 that training holds out, and `test`; the pair is packed from RUNS. STARTS has pairs trained on other
-pictures: NAME-scratch from nothing, NAME-init from this one, and NAME-full from this one at full
-rates. PLAIN is a plain model of the same pictures. Results are kept in build/card.
+pictures: NAME-scratch from nothing, and NAME-init from this one. PLAIN is a plain model of the same
+pictures. Results are kept in build/card.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import dsmooth
-from dsmooth.data import SPLITS, load_dataset, to_float
+from dsmooth.data import SPLITS, load_dataset
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.pictures import save_grid
 from dsmooth.evaluate.likelihood import score_pair, standard_error
@@ -26,7 +24,7 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained.folders import HERE, PAIR
 from dsmooth.report.contents import describe_machine, describe_model
 from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
-from dsmooth.text import Table, decimals, percent
+from dsmooth.text import Table, decimals
 from dsmooth.training.step import total_images
 
 from .card import Card, pack, save_card
@@ -37,20 +35,14 @@ SCORED = 1000  # held-out images whose bits/dim are measured
 
 
 def compare_starts(folder: Path) -> Table:
-    """Bits/dim of held-out images, of pairs trained from nothing and of those from this pair.
-
-    NAME-full began with this pair as NAME-init did, but at full rates.
-    """
-    starts = ("from nothing", f"--init {NAME}", "full rates")
+    """Bits/dim of held-out images, of pairs trained from nothing and of those from this pair."""
+    starts = ("from nothing", f"--init {NAME}")
     head = ["pictures", "to train on", "held out", *(f"{s}, bits/dim, images" for s in starts)]
     rows = []
     for scratch in sorted(folder.glob("*-scratch")):
         name, cells = scratch.name.removesuffix("-scratch"), []
-        for path in (folder / f"{name}-{kind}" for kind in ("scratch", "init", "full")):
-            if not path.exists():
-                cells.append("–")
-                continue
-            loaded = dsmooth.load(path)
+        for kind in ("scratch", "init"):
+            loaded = dsmooth.load(folder / f"{name}-{kind}")
             config = loaded.runs["noisy"].read_config()[0]
             train, test = (load_dataset("folder", split, config.data_dir) for split in SPLITS)
             scores = score_pair(loaded.pair, test)
@@ -61,38 +53,21 @@ def compare_starts(folder: Path) -> Table:
     return Table(head, rows)
 
 
-def failures(pictures: Mapping[str, Tensor], others: Mapping[str, Tensor], scale: float) -> Table:
-    """How many samples become noise, and how many have a pixel with bytes 0 and 255 in two colours.
-
-    A sample becomes noise where a row of it is far from that of the noisy image, from which it
-    differs by about 0.8 `scale` elsewhere.
-    """
-    clean = pictures["two-step"]
-    noise = ((clean - pictures["noisy"]).abs().mean((1, 3)) > 1.5 * scale).any(1)
-    rows = []
-    samples = {"samples that become noise": clean[noise], "other samples": clean[~noise]}
-    for name, x in {**samples, **others}.items():
-        extreme = ((x.amin(1) == -1) & (x.amax(1) == 1)).flatten(1).any(1)
-        rows.append([name, f"{len(x):,}", percent(float(extreme.double().mean()), 2)])
-    return Table(["pictures", "n", "with 0 and 255 in a pixel"], rows)
-
-
-def main(photos: str, runs: str, starts: str, plain: str) -> None:
+def main(photos: str, runs: str, starts: str, *plain: str) -> None:
     folder = HERE / NAME
     pack(Path(runs), folder)
     train, test = (load_dataset("folder", split, photos) for split in SPLITS)
     test = test.part(epoch_order(len(test), 0, 0))  # a folder is read class by class
     trained_on = len(load_dataset("folder", "train", Path(photos) / "train"))
-    models = dsmooth.load(folder, plain)
+    models = dsmooth.load(folder, *plain)
     choices = Choices(count=COUNT, scored_images=SCORED)
     stages = Stages(Path("build/card", NAME), models, train, test, choices)
     pictures = stages.draw_all()
-    shown = [pictures[name] for name in ("plain", "noisy", "two-step")]
+    shown = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
     rows = [x[first : first + 8] for first in range(0, 64, 8) for x in shown]
-    save_grid(torch.cat(rows), folder / "samples.png", columns=24)
+    save_grid(torch.cat(rows), folder / "samples.png", columns=8 * len(shown))
     sets = {f"samples, {name}": x for name, x in bytes_to_compare(pictures).items()}
     real = choose_images(test, COUNT)
-    others = {TEST: to_float(real), "samples, plain": pictures["plain"]}
     card = Card(
         machine=describe_machine(models.device),
         weights_sha256={role: weights_digest(models.networks[role]) for role in PAIR},
@@ -108,7 +83,6 @@ def main(photos: str, runs: str, starts: str, plain: str) -> None:
             compare_starts(Path(starts)),
             distances({**sets, TEST: real}, train.images, train.known_labels()),
             two_samples({**sets, TRAIN: choose_images(train, COUNT)}, real),
-            failures(pictures, others, models.pair.smoothing.scale),
         ),
     )
     save_card(folder, card, "photos.md")
