@@ -21,7 +21,7 @@ README = PROJECT / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 # Cases that the page leaves out: those between others in size, and those like another.
 OMITTED = re.compile(
-    r"sampler (mnist-(2|4|8|16|32|128)|cifar-4|size-(16|28|40|56)x.*)|.*-forward"
+    r"sampler (mnist-(2|4|8|16|32|128|256)|cifar-(4|64)|size-(16|28|40|56)x.*)|.*-forward"
     r"|logistic_mixture mnist-(continuous|discretized)-.*"
 )
 
