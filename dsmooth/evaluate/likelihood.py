@@ -48,8 +48,9 @@ class Scores:
     its log-density in units of [-1, 1] by the same mixtures; None for a model of bytes. noisy,
     smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one row.
     dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
-    target of the density. classes: whether all is given the class of the image, or no class
-    ("hidden"). mixture: log-weights for the bytes by the sum over the pair's classes, if computed.
+    target of the density. classes: "given" if all nats are conditioned on the class of the image,
+    "hidden" if on no class, "none" for models without classes. mixture: log-weights for the bytes,
+    summed over the pair's classes, if computed.
     """
 
     discretized: Tensor
@@ -150,7 +151,7 @@ def conventions(scores: Scores) -> list[Convention]:
 
 
 def bits_per_dim(scores: Scores) -> Convention:
-    """The number in the likelihood that the model was trained with: its density, or the masses of
+    """The number by the likelihood of the denoiser or plain model: a density, or probabilities of
     bytes, which compare with the literature. A bound for a pair, exact for a plain model."""
     trained_on_bytes = scores.continuous is None
     return next(row for row in conventions(scores) if row.comparable == trained_on_bytes)
@@ -162,7 +163,7 @@ def standard_error(values: Tensor) -> float | None:
 
 
 def paired_difference(scores: Scores, other: Scores) -> Difference | None:
-    """Bits/dim that `scores` need more than `other` for the bytes of the same images; None if only
+    """Bits/dim of `scores` minus those of `other`, for the bytes of the same images; None if only
     one of them is given the classes."""
     if (scores.classes == "given") != (other.classes == "given"):
         return None
@@ -191,8 +192,9 @@ def nats_of_images(
 ) -> dict[str, Tensor]:
     """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
 
-    nats_of(batch, its labels, index of its first image, row): one row of a batch (B,), on the
-    model's device. Raises ValueError for images, or labels, that are not the model's.
+    nats_of(batch, its labels, index of its first image, row) returns the nats (B,) of a batch for
+    one row, on the model's device. Raises ValueError for images or labels that do not fit the
+    model.
     """
     check_number("batch_size", batch_size)
     check_number("images", len(dataset))
@@ -230,9 +232,9 @@ def score_pair(
 
     The noise of an image depends on (seed, its index, draw), so the result depends on batch_size to
     rounding only. clean_noise: standard deviation of the noise on the target of the density, 0.01
-    for a denoiser trained as the paper's. A pair with classes sees the images' labels and bounds
-    log p(x | label), or no class where the images' classes have other names. mixture: also bound
-    log p(x) by the sum over its classes, as `SmoothedPair.elbo` does without a label.
+    for a denoiser trained as the paper's. A pair with classes is given the images' labels and
+    bounds log p(x | label); images whose classes have other names are given no class. mixture:
+    also bound log p(x) by the sum over its classes, as `SmoothedPair.elbo` does without a label.
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)

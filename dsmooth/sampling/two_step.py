@@ -38,14 +38,14 @@ class Pair(Protocol):
 
 Model = Pair | PixelCNNpp
 
-# An image that disagrees with its x~ is drawn again up to ATTEMPTS times. For a row of a true pair
-# the chance of that is CHANCE.
+# An image that disagrees with its x~ is drawn again up to ATTEMPTS times. With noise of the
+# smoothing, a row of an image disagrees with probability CHANCE.
 ATTEMPTS, CHANCE = 16, 1e-12
 
 
 @torch.no_grad()
 def draw(model: Model, request: Request, precision: Precision = "auto") -> Tensor:
-    """The images (count, C, H, W) of a request, of a pair or of one network with an image size.
+    """Draw the images (count, C, H, W) of a request from a pair, or a network with an image size.
 
     A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
     where its x~ diverged. precision: as in `SmoothedPair.sample`.
@@ -70,8 +70,8 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
 def fitted(model: Model, request: Request) -> Request:
     """A request for a model, with the label of each image.
 
-    Raises ValueError for a method, label or guidance that the model does not have, and for known
-    pixels that are not images of a pair.
+    Raises ValueError for a method, label or guidance that the model does not have, and for
+    known pixels outside [-1, 1], or that are not bytes for a pair that models bytes.
     """
     if isinstance(model, PixelCNNpp):
         if model.config.conditioning != "none":
@@ -90,8 +90,8 @@ def fitted(model: Model, request: Request) -> Request:
         for config in [n.config for n in networks if n.config.classes] or [networks[0].config]:
             check_guidance(config)
     if request.label is None and model.classes is not None:
-        # The class of an image that is given in part or noisy is not known: it is drawn without
-        # one, which only label dropout teaches; else `labels` asks for the label.
+        # If known pixels or x~ are given, the class of the image is unknown. A model trained with
+        # label dropout then draws without a class; for others `labels` raises and asks for one.
         given = request.known is not None or request.x_tilde is not None
         label: Label = "prior" if not given else NO_CLASS if model.classes.dropout else None
         request = replace(request, label=label)
@@ -129,10 +129,10 @@ def draw_clean(pair: Pair, request: Request, x_tilde: Tensor, precision: Precisi
 
 
 def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
-    """Whether the noise x~ - x of a row is too large to be of gaussian smoothing: (N,) bool.
+    """Whether x~ - x is too large in any row for noise of a gaussian smoothing: (N,) bool.
 
-    That of a true pair has a sum of squares as large with a chance of CHANCE. False for other
-    smoothing.
+    It is where noise exceeds the row's sum of squares with a probability below CHANCE. False for
+    other smoothing.
     """
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
         return x.new_zeros(len(x), dtype=torch.bool)
@@ -160,5 +160,5 @@ def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor, _: Precision)
 
 
 def of_network(request: Request, network: PixelCNNpp) -> Request:
-    """A request as a network of a pair takes it: without classes, with no label and no guidance."""
+    """The request for one network of a pair: no label or guidance if the network has no classes."""
     return request if network.config.classes else replace(request, label=None, guidance=0.0)

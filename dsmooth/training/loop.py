@@ -54,13 +54,14 @@ def train(
 ) -> TrainResult:
     """Train one model, or resume its run, and write a `RunFolder`, by default runs/ROLE.
 
-    dataset: images in place of those that `config.data` names: anything that
+    dataset: images to use instead of the data set `config.data`: anything that
     `dsmooth.data.own_images` takes or returns, with one image in ten held out; or a tuple (training
-    images, held-out images). labels: of a dataset that is one array. device: "auto" (a CUDA device
-    if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads, None for torch's setting;
-    their number changes results by rounding. on_evaluation: a function that the first process calls
-    with each `Evaluation`, such as `dsmooth.training.tensorboard(FOLDER)`. progress: print the INFO
-    messages of the logger `dsmooth`, and a progress bar.
+    images, held-out images). labels: a label for each image, if dataset is one array.
+    device: "auto" (a CUDA device if there is one), "cpu", "cuda" or "cuda:N". threads: CPU threads,
+    None for torch's setting; their number changes results by rounding. on_evaluation: a function
+    that the first process calls with each `Evaluation`, such as
+    `dsmooth.training.tensorboard(FOLDER)`. progress: print the INFO messages of the logger
+    `dsmooth`, and a progress bar.
 
     The images decide the channels of the network, and its classes if `config.classes`; a budget of
     minutes becomes a number of images. SIGINT, SIGTERM and SIGHUP save a checkpoint and return
@@ -71,8 +72,8 @@ def train(
     Under torchrun all processes call this and train together: each computes its share of every
     batch, and the first one writes. All need access to `folder` and the data.
 
-    Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
-    NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
+    Raises ValueError or FileNotFoundError if data, settings or folder are wrong; NonFiniteLoss,
+    which names the step and the seed; ProcessLost if another process ended.
     """
     if (labels if dataset is None else config.labels) is not None:
         raise ValueError(
@@ -125,7 +126,7 @@ def run_loop(
     log: RunLog,
     stop: Callable[[], int | None],
 ) -> TrainResult:
-    """Steps, evaluations and checkpoints up to the end, or a signal; all processes in lockstep."""
+    """Train, evaluate and save until the end or a signal; all processes in lockstep."""
     evaluations, bits, interrupted = evaluations_due(state), None, 0
     saved = last_read = time.monotonic()
     while state.images_seen < total_images(state.config):
