@@ -12,7 +12,7 @@
 
 namespace dsmooth::sampler {
 
-// About 12 ms of MNIST or 80 ms of CIFAR-10, by docs/benchmarks.md.
+// About 12 ms of MNIST or 80 ms of CIFAR-10, by docs/kernels.md.
 constexpr int kRowsPerLaunch = 4;
 
 // A device, and how the kernel uses it: one block per streaming multiprocessor.
