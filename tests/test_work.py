@@ -86,6 +86,7 @@ def test_progress_adds_up_over_parts_and_portions(monkeypatch: pytest.MonkeyPatc
 
 SCRIPT = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from dsmooth.distributed import from_first, process_group, rank_and_size
 from dsmooth.fields import SettingError
@@ -109,6 +110,9 @@ with process_group():
     except SettingError as error:
         assert str(error) == "`count` must be at least 1, got 0"
     else:
+        raise AssertionError
+    with suppress(FileNotFoundError):
+        from_first(lambda: Path("missing").read_bytes())
         raise AssertionError
     print("rank", rank)
 """

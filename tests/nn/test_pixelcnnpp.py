@@ -239,7 +239,7 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
 def test_init_leaves_the_mode_and_the_gain_of_a_constant_filter() -> None:
     layer, model, x = WeightNormConv(1, 2, (1, 1)), network(), torch.zeros(2, 1, 8, 8)
     gains = layer.weight_g.clone()
-    layer.initialize(x)
+    layer.initialize(x, scale=0.1)
     assert torch.equal(layer.weight_g, gains)
     for training in (False, True):
         model.train(training).initialize(x)

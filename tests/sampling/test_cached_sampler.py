@@ -163,18 +163,19 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters:
         if isinstance(layer, WeightNormConv) and layer is not model.head:
             layer.weight_g.zero_()
             layer.bias.normal_(std=0.0 if name.startswith("stem") else 0.5)
+            layer.bias.copy_(layer.bias.bfloat16())  # some are weights of a channel of ones
     x = make_sampler(model, torch.bfloat16, code).sample(1, 4, 4, temperature=1e-7).cpu()
     model.double()
     seen = model._seen(torch.zeros(x.shape, dtype=torch.float64))
     operands = torch.nn.functional.elu(model._streams(seen, None, {})[-1][1])
     weight, hidden = model.head.affine()[0][1].view(1, -1, 1, 1), operands[:, :0]
     if head_filters:
-        hidden = concat_elu(model.hidden(seen, operands))
+        hidden = concat_elu(model.hidden(seen, operands)).bfloat16().double()
         operands = torch.cat([hidden, operands], 1)
     mean = model.head(operands)[:, 1:2]
     rounding = 4 * torch.finfo(torch.float32).eps * ((weight * operands).abs().sum(1, True) + 1)
     in_half = (weight[:, : hidden.shape[1]] * hidden).abs().sum(1, True)
-    rounding += torch.finfo(torch.bfloat16).eps / 2 * in_half
+    rounding += (torch.finfo(torch.bfloat16).eps / 2) ** 2 * in_half  # weights of two addends
     assert ((x - mean).abs() <= rounding).all()
     if not head_filters:  # operands in bfloat16 would show
         rounded = (operands.bfloat16().double() * weight.bfloat16().double()).sum(1, True)

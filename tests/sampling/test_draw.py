@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,14 +104,19 @@ def test_every_entry_point_checks(pair, arguments, message) -> None:
         refuses(message, door, error=(ValueError, TypeError))
 
 
-def test_an_image_that_disagrees_with_its_noisy_one_is_drawn_again() -> None:
+def test_an_image_that_disagrees_with_its_noisy_one_is_drawn_again(monkeypatch) -> None:
     """As a function of its seed and index; the first draw is kept where all attempts disagree."""
     pair = tiny_pair()
     denoiser, scale = pair.denoiser, 0.15
     pair.smoothing = replace(pair.smoothing, scale=scale)
     torch.manual_seed(0)
     x_tilde, n, first = torch.rand(12, 1, 8, 8) - 0.5, 12, 2**32 - 4
+    original, seeds = two_step.draw_network, set[int]()
+    monkeypatch.setattr(
+        two_step, "draw_network", lambda m, r, *rest: seeds.add(r.seed) or original(m, r, *rest)
+    )
     x = pair.denoise(x_tilde, seed=2**64 - 1, first_index=first)
+    assert len(seeds) == two_step.ATTEMPTS + 1
     expected: list[torch.Tensor] = []
     attempts = set()
     for i in range(n):
@@ -340,16 +345,19 @@ def fill(folder: Path, n: int, first: int = 0) -> tuple[int, int]:
     )
 
 
-def test_numbered_pictures(tmp_path: Path, drawn: list[int]) -> None:
-    """A larger call adds to them, and one that is missing is drawn again."""
+def test_numbered_pictures(tmp_path: Path, drawn: list[int], monkeypatch) -> None:
+    """A larger call adds to them, and one that is missing is drawn again; the others are done."""
     assert [fill(tmp_path, n, first=2) for n in (1, 5, 3)] == [(1, 0), (4, 1), (0, 0)]
     names = [f"{i:08d}.png" for i in range(2, 7)]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == names
     for i in (2, 5):
         (tmp_path / f"{i:08d}.png").unlink()
     drawn.clear()
-    assert fill(tmp_path, 5, first=2) == (2, 0)
-    assert drawn == [2, 5]
+    shown: list[float] = []
+    monkeypatch.setattr(progress_module, "_shown", lambda *_: nullcontext(shown.append))
+    with progress_module.progress("drawing", 5):
+        assert fill(tmp_path, 5, first=2) == (2, 0)
+    assert (drawn, shown) == ([2, 5], [3, 4, 5])
     expected = MADE[2:7].nan_to_num()  # the image that diverged is grey
     pixels = np.stack([np.asarray(Image.open(tmp_path / name)) for name in names])
     assert np.array_equal(pixels, to_bytes(expected)[:, 0].numpy())

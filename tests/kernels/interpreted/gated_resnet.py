@@ -11,6 +11,7 @@ from torch import Tensor
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.kernels import gated_resnet as kernels
+from dsmooth.kernels import tilings
 from dsmooth.kernels.expand import BLOCK_P, expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps, cdiv
 from dsmooth.nn.layers import GatedResnet
@@ -25,6 +26,7 @@ from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of e
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import INTERPRETED, make_case
+from tests.helpers.triton_canaries import guarded, guarded_memory
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
@@ -76,6 +78,16 @@ def pixels(buffer: Tensor, rows: PaddedImages) -> Tensor:
     lines = rows.batch * (rows.height + rows.above)
     image = buffer[: lines * rows.pitch].view(rows.batch, -1, rows.pitch, buffer.shape[1])
     return image[:, rows.above :, rows.before :].permute(0, 3, 1, 2)
+
+
+def test_the_last_split_of_the_rows_has_the_blocks_that_remain(monkeypatch) -> None:
+    case = make_case("down", (1, 2, 3), 4)
+    whole = case.run("triton", torch.float64)
+    monkeypatch.setattr(tilings, "PROCESSORS", 12)  # 4 tiles: 3 splits of 3, 3 and 2 blocks
+    with guarded_memory():
+        split = case.run("triton", torch.float64, guarded)
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, msg=name)
 
 
 def test_elu_keeps_its_digits_near_0() -> None:
