@@ -25,6 +25,7 @@ from dsmooth.evaluate.likelihood import (
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.philox import Stream
 from dsmooth.pixels import Likelihood
+from dsmooth.results import BitsResult, MeasuredImages, bits_table
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, network, tiny_pair
 
@@ -130,6 +131,9 @@ def test_the_error_over_repeats_needs_enough_of_them() -> None:
     repeats = enough.bits(enough.log_weights("discretized")).mean(1)
     expected = float(repeats.std()) / 10**0.5
     assert conventions(enough)[0].repeat_error == pytest.approx(expected)
+    models = {"pair": enough.summary(), "plain": few.summary()}
+    table = bits_table(BitsResult(MeasuredImages("mnist", "test", 2), 0, models))
+    assert "± repeats" in table.head  # also where one model has none
 
 
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
