@@ -79,7 +79,7 @@ def test_the_labels_of_the_images_by_themselves(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         complete,
         "draw_all",
-        lambda model, request, precision: requests.append(request) or draw_all(model, request),
+        lambda *asked: requests.append(asked[1]) or draw_all(*asked),
     )
     command = ["complete", "mnist-classes", "-n", "2", "--draws", "2", "--precision", "float32"]
     assert run(*command, "--label", "own", "--out", "own.npz") == 0
