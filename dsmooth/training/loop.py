@@ -170,7 +170,6 @@ def evaluations_due(state: TrainState) -> int:
 
 def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
     """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
-    state.check_finite()
     bits = evaluate(state, test_set)
     save_checkpoint(run, state)
     run.write_weights(

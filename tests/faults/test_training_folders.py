@@ -26,7 +26,7 @@ from dsmooth.files import (
 )
 from dsmooth.pretrained.runs import RunFolder, Start
 from dsmooth.training import NonFiniteLoss, loop, settings, train
-from dsmooth.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
@@ -207,7 +207,25 @@ def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
     state.averaged.head.bias.data[0] = torch.nan
     words = r"ema\.head\.bias is not finite after step 4 .* seed 0"
     refuses(words, save_checkpoint, run, state, error=NonFiniteLoss)
+    refuses(words, loop._evaluate, state, data, run, None, error=NonFiniteLoss)
     assert before == contents(run.path)
+
+
+def test_weights_that_are_not_of_the_checkpoint_are_replaced(run, finished) -> None:
+    """A kill between the last checkpoint and its weights leaves none, or earlier ones."""
+    run.weights.unlink()
+    train(CONFIG, run.path, resume=True)
+    assert_same_end(run.path, finished.path)
+    run.weights.write_bytes(b"")
+    lines = run.log.read_text().splitlines(keepends=True)
+    run.log.write_text("".join(line for line in lines if '"images": 32' not in line))
+    train(CONFIG, run.path, resume=True)
+    assert_same_end(run.path, finished.path)
+
+
+def test_the_digest_of_a_checkpoint_is_of_types_and_shapes_too() -> None:
+    x = torch.ones(2, 3)
+    assert len({digest({"x": y}, {}) for y in (x, x.view(3, 2), x.view(torch.int32))}) == 3
 
 
 def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None:
@@ -237,7 +255,11 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     ],
 )
 def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
-    monkeypatch.setattr(f"dsmooth.training.{module}.gather", lambda value: [value, "other"])
+    def gather(value: Any) -> list[object]:  # of images only those held out differ
+        facts = value if isinstance(value, tuple) else (None, None, value)
+        return [value, (*facts[:2], *("other" for _ in facts[2:]))]
+
+    monkeypatch.setattr(f"dsmooth.training.{module}.gather", gather)
     refuses(message, train, CONFIG, run.path, resume=True)
 
 
