@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ from dsmooth.results import FLOOR
 from dsmooth.training.step import TrainState
 from dsmooth.work import read_result
 from tests.helpers.command_runs import measure_few, save_run
-from tests.helpers.data_makers import refuses
+from tests.helpers.data_makers import random_dataset, refuses
+from tests.helpers.networks import tiny_pair
 from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
 
@@ -140,7 +142,8 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
     assert pair.value == pytest.approx(terms, rel=1e-6)
     assert report.bits.plain.n_images == min(12, report.test_images)
     assert (report.probes, report.frechet) == (None, None)
-    assert report.models["noisy"].training.images == IMAGES
+    training = report.models["noisy"].training
+    assert (training.images, training.held_out_images) == (IMAGES, 4)
 
 
 def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:
@@ -193,6 +196,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     fast = has_fast_bfloat16(torch.device("cpu"))
     request = read_json(reported / "probes.json")["request"]
     assert request["precision"] == ("bfloat16" if fast else "auto")
+    assert {"clean_noise", "drawn_in"} <= read_json(reported / "frechet.json")["request"].keys()
     assert report.receptive_fields.networks["two-streams"].blind_spot == 0
     page = (reported / "report.html").read_text(encoding="utf-8")
     check_self_contained(page)
@@ -223,6 +227,12 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
         distances = one.compare({"plain": x}).distances
         same = distances["plain"].value == distances[TEST_IMAGES].value
         assert same == (first == 0)
+    few = replace(one, folder=tmp_path / "few", train_set=images.part(slice(4)))
+    found = few.compare({"plain": torch.cat([x, x.new_full((1, 1, 28, 28), torch.inf)])})
+    counts = {name: distance.n_images for name, distance in found.distances.items()}
+    assert (counts, found.n_reference) == ({"plain": 3, TEST_IMAGES: 3, FLOOR: 2}, 2)
+    bare = replace(one, test_set=replace(data, labels=None), folder=tmp_path / "bare")
+    assert bare.report("", {}).probes is None
 
 
 @pytest.mark.quick
@@ -260,6 +270,14 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
     assert {"noisy", "denoiser"} <= accuracy.keys()  # by a label of zeros
     x = np.load(tmp_path / "out" / "samples" / "plain.npz")
     assert x["label"].tolist() == list(range(9))
+
+
+def test_other_noise_has_no_single_step(tmp_path: Path) -> None:
+    pair, data = tiny_pair("continuous"), random_dataset(4)
+    pair.smoothing = dsmooth.LaplaceSmoothing(0.5)
+    dsmooth.save(pair, tmp_path / "pair")
+    stages = Stages(tmp_path, dsmooth.load(tmp_path / "pair"), data, data, Choices(count=2))
+    assert not any("single-step" in name for name in stages.draw_all())
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:

@@ -205,6 +205,8 @@ def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(tmp_path, monk
             settings = plan[role]
             assert settings["role"] == role
             assert (settings["budget"], settings["data_dir"]) == (minutes, "pair")
+    os.renames("pair", "runs/pair")  # its folder by default
+    assert settings_of(capsys, "pair --resume")["noisy"]["budget"] == 1.0
 
 
 @pytest.mark.parametrize(

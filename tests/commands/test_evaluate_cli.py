@@ -145,6 +145,9 @@ def test_the_distance_of_samples_comes_with_its_floor(tmp_path, monkeypatch, cap
     found = measured("fid", "x.npz", "--reference", "x.npz")
     assert (found.n_reference, [*found.distances]) == (12, ["samples"])
     assert read_json(Path("numbers.json"))["request"]["floor"] is None
+    x = torch.zeros(3, 1, 28, 28).index_fill(0, torch.tensor([1]), torch.inf)
+    np.savez("x.npz", x=x, first_index=0)
+    assert "1 samples with infinite values were left out" in measured("fid", "x.npz").warnings
 
 
 @pytest.mark.usefixtures("no_fidelity")

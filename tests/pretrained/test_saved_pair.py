@@ -132,6 +132,7 @@ def restate(path: Path, name: str = "noisy.head.bias", **changes: Any) -> None:
         (partial(restate, name="other.b"), "another shape: 1 tensors differ"),
         (partial(restate, networks={}), "give a saved pair"),
         (partial(restate, smoothing=None), "do not fit together: they are for noise None"),
+        (partial(restate, image_size=None), "do not fit together: .* images of None"),
         (partial(restate, extra=1), "extra"),
         (partial(restate, networks={"noisy": {"n_mix": 0.5}}), "n_mix"),
     ],
@@ -258,8 +259,9 @@ def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_
     assert len(set(runs.identity()["weights_sha256"].values())) == 2
     assert (list(runs.runs), saved.runs) == (["denoiser", "noisy"], {})
     smoothing = saved.pair.smoothing
-    saved.pair.smoothing = dsmooth.LaplaceSmoothing(smoothing.scale)
-    assert saved.identity() != runs.identity()
+    for other in (dsmooth.LaplaceSmoothing(smoothing.scale), dsmooth.GaussianSmoothing(0.3)):
+        saved.pair.smoothing = other
+        assert saved.identity() != runs.identity()
     saved.pair.smoothing = smoothing
     assert saved.identity() == runs.identity()
     with torch.no_grad():
@@ -289,6 +291,7 @@ def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_pa
     assert run.is_finished()
     run.weights.unlink()
     assert not run.is_finished()
+    refuses(r"model\.safetensors", dsmooth.load, run.path, error=FileNotFoundError)
 
 
 def test_a_network_keeps_its_role(folders: dict[str, Path], tmp_path: Path) -> None:
