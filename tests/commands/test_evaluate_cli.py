@@ -210,6 +210,7 @@ def test_values_of_another_range_are_refused_unless_dsmooth_drew_them(tmp_path: 
     for x, got in (
         ((grey - 0.1307) / 0.3081, r"got -0.424 .. 2.82, 1\d % of them beyond 1.1: scale them"),
         (grey - 0.5, r"got -0.5 .. 0.5, 0 % of them"),
+        (1.5 * grey - 1, r"got -1 .. 0.5, 0 % of them"),
         (3 * (grey - 0.5), r"got -1.5 .. 1.5, 9\d % of them"),
         (2 * grey - 1 + 0.4 * (grey > 0.9), r"got -1 .. 1.4, \d % of them beyond 1.1"),
         (255 * grey, "got 0 .. 255, .* or store bytes as uint8"),

@@ -225,6 +225,10 @@ def test_celeba_is_cropped_to_140_in_the_official_split(tmp_path, monkeypatch) -
     assert abs(noise.mean() - whole.mean()) < 2
     assert noise.std() < 0.4 * whole.std()  # nearest or unwidened would keep it
 
+    write_images(tmp_path, {"3.jpg": frames[3]})
+    (tmp_path / "3.jpg").replace(root / "img_align_celeba" / "3.png")
+    assert load_dataset("celeba", "train", tmp_path).images.shape == (2, 3, 32, 32)
+
     write_images(root / "img_align_celeba", {"2.png": random_bytes((139, 200, 3))})
     words = "img_align_celeba/2.png cannot .*at least 140 x 140 are needed"
     refuses(words, load_dataset, "celeba", "test", tmp_path)
