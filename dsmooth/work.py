@@ -36,28 +36,15 @@ R = TypeVar("R")
 
 
 def map_parts(
-    compute: Callable[[P], T],
-    parts: Sequence[P],
-    *,
-    in_threads: bool = True,
-    record: Record[T, Any] | None = None,
+    compute: Callable[[P], T], parts: Sequence[P], *, in_threads: bool = True
 ) -> Iterator[T]:
     """Yield compute(part) of all parts, in order. All processes of a group call this.
 
     in_threads: whether parts may run on threads, which a GPU and the native sampler do not need.
-    record: keeps the value of each part, under the name str(part); those that it has are not
-    computed again.
     """
-    kept = {} if record is None else record.parts
-    missing = [part for part in parts if str(part) not in kept]
     with process_group():
         run = _in_threads if in_threads and rank_and_size()[1] == 1 else _in_processes
-        computed = run(compute, missing)
-        for part in parts:
-            value = kept[str(part)] if str(part) in kept else next(computed)
-            if record is not None and str(part) not in kept:
-                record.keep(str(part), value)
-            yield value
+        yield from run(compute, parts)
 
 
 def batches(n: int, size: int) -> list[range]:
