@@ -137,10 +137,14 @@ class Extractor:
     resize: str
 
     @property
+    def is_inception(self) -> bool:
+        """Whether these are the Inception weights of 2015, by which scores have their names."""
+        return self.sha256 == INCEPTION_SHA256
+
+    @property
     def distance_name(self) -> str:
         """FID for the Inception weights of 2015; else the Fréchet distance on this extractor."""
-        is_fid = self.sha256 == INCEPTION_SHA256
-        return "FID" if is_fid else f"Fréchet distance on {self.name}"
+        return "FID" if self.is_inception else f"Fréchet distance on {self.name}"
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,6 @@ from ..work import record_of
 from .options import BitsOptions, FrechetOptions
 
 STDOUT = Path("-")
-# Scores by other features than those of the Inception network of 2015.
-SCORES = ("Kernel distance", "Inception-style score")
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 
 
@@ -139,18 +137,18 @@ def print_comparison(result: FrechetResult, samples: str, source: Mapping[str, s
     head = zip(sets, ("samples", "real images"), strict=False)
     values = (decimals(found.value, error=found.error) for found in sets)
     rows = [[f"{result.name}, ± standard error by the bootstrap", *values]]
-    names = ("KID", "Inception score") if result.name == "FID" else SCORES
-    for name, field, spread in (
-        (names[0], "kernel_distance", ", ± standard deviation"),
-        (names[1], "inception_score", ", ± standard deviation"),
-        ("Precision", "precision", ""),
-        ("Recall", "recall", ""),
+    known, spread = extractor.is_inception, ", ± standard deviation"
+    for name, field in (
+        (f"{'KID' if known else 'Kernel distance'}{spread}", "kernel_distance"),
+        (f"Inception{'' if known else '-style'} score{spread}", "inception_score"),
+        ("Precision", "precision"),
+        ("Recall", "recall"),
     ):
         fields = (field, f"{field}_deviation")
         numbers = [[getattr(found.scores, key, None) for key in fields] for found in sets]
         if numbers[0][0] is not None:
             cells = ([significant(x, 4) for x in row if x is not None] for row in numbers)
-            rows.append([name + spread, *(" ± ".join(cell) or "–" for cell in cells)])
+            rows.append([name, *(" ± ".join(cell) or "–" for cell in cells)])
     Table(
         ["", *(f"{found.n_images:,} {name}" for found, name in head)],
         rows,
