@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,9 +73,6 @@ def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> 
         best_probe=best_probe,
         version=__version__,
     )
-    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
-    page = page.replace(" | ", "\u00a0|\u2060\u00a0")
-    page = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", page)  # the minus sign of a number
     write_atomically(path, escape_control(page).encode())
 
 

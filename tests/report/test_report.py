@@ -86,7 +86,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         f"{pair.value:.4f} {pair.error:.4f}",
         f"{plain.value:.4f} {plain.error:.4f}",
         f"{difference.value:.4f} ± {difference.error:.4f}",
-        *(f"{terms.noisy:.4f}", f"−{-terms.smoothing:.4f}", f"{terms.discretized:.4f}"),
+        *(f"{terms.noisy:.4f}", f"{terms.smoothing:.4f}", f"{terms.discretized:.4f}"),
         *("Two-step samples 991 3.125 ± 0.250 80.7 %", "4.125", "5.125"),
         *("Test images 900 2.625", "Held-out training images 900 0.321"),
         *("0123456789abcdef", "2 plain left out", "993 samples", "5,000 training images"),
