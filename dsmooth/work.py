@@ -5,9 +5,9 @@ of all parts, in order. Parts run side by side: on the threads of a CPU, each on
 the processes that torchrun started, each part on one process. A value depends on its part only, so
 the values are the same for any number of threads and processes.
 
-A `Record` keeps what is done: a JSON file with a request, its finished parts and its result. Its
-form, in the keys `version`, `dsmooth`, `request`, `parts` and `result`, is that of every result of
-`evaluate`, `probe` and `reproduce`, of folders of drawn images, and of the packaged cards.
+A `Record` keeps what is done: a JSON file with a request and its result. Its form, in the keys
+`version`, `dsmooth`, `request`, `parts` and `result`, is that of every result of `evaluate`,
+`probe` and `reproduce`, of folders of drawn images, and of the packaged cards.
 """
 
 from __future__ import annotations
@@ -113,21 +113,17 @@ def _in_threads(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
         torch.set_num_threads(count)
 
 
-class Record(Generic[P, R]):
-    """The record in `path` of a request: its parts, of type `part`, and its result.
+class Record(Generic[R]):
+    """The record in `path` of a request and its result, which is of type `kind`.
 
-    request: all that decides the result, as JSON. Without parts `part` is `type(None)`. `result` is
-    None until it is known; then the parts are no longer kept. All processes of a group make the
-    same record and call its methods together. Raises ValueError for a record of another request,
-    naming the first field that differs, and for a file of another form.
+    request: all that decides the result, as JSON. `result` is None until it is known. All processes
+    of a group make the same record and call its methods together. Raises ValueError for a record of
+    another request, naming the first field that differs, and for a file of another form.
     """
 
-    def __init__(
-        self, path: Path, request: Mapping[str, object], part: type[P], result: type[R]
-    ) -> None:
+    def __init__(self, path: Path, request: Mapping[str, object], kind: type[R]) -> None:
         self.path = path
         self.request: Mapping[str, object] = json.loads(json.dumps(request))
-        self.parts: dict[str, P] = {}
         self.result: R | None = None
         # As the first process sees it: the others may come after its first write.
         stored = from_first(lambda: read_record(path) if path.exists() else None)
@@ -136,22 +132,18 @@ class Record(Generic[P, R]):
         if other := difference(stored["request"], self.request):
             words = "is of another request"
             raise ValueError(f"{printable(path)} {words}: {other}; choose another folder")
-        # mypy takes a class that is a value for a variable, not for a type.
-        self.parts = structured(stored["parts"], dict[str, part], path)  # type: ignore[valid-type]
         if stored["result"] is not None:
-            self.result = structured(stored["result"], result, path)
-
-    def keep(self, name: str, part: P) -> None:
-        """Enter a part."""
-        self.parts[name] = part
-        self.write()
+            self.result = structured(stored["result"], kind, path)
 
     def obtain(self, compute: Callable[[], R]) -> R:
-        """The result, which is computed unless it is known."""
-        if self.result is None:
-            self.result, self.parts = compute(), {}
-            self.write()
-        return self.result
+        """The result, which is computed and kept unless it is known."""
+        return self.keep(compute()) if self.result is None else self.result
+
+    def keep(self, result: R) -> R:
+        """Write the record with a result, and return it."""
+        self.result = result
+        write_json(self.path, record_of(self.request, result))
+        return result
 
     def begin(self, folder: Path) -> None:
         """Write the record, if there is none. Raises ValueError if `folder` has files by then."""
@@ -160,18 +152,12 @@ class Record(Generic[P, R]):
         if from_first(lambda: any(folder.glob("[!.]*"))):  # a kill may have left half of a file
             words = f"has files, and no {self.path.name} says what they are of"
             raise ValueError(f"{printable(folder)} {words}: choose a new folder")
-        self.write()
-
-    def write(self) -> None:
-        """Write the record as it is."""
-        write_json(self.path, record_of(self.request, self.result, self.parts))
+        write_json(self.path, record_of(self.request, None))
 
 
-def record_of(
-    request: Mapping[str, object], result: object, parts: Mapping[str, object] | None = None
-) -> Mapping[str, object]:
-    """The content of a record."""
-    content = {"request": request, "parts": parts or {}, "result": result}
+def record_of(request: Mapping[str, object], result: object) -> Mapping[str, object]:
+    """The content of a record. `parts` is empty: every part that is kept has its own record."""
+    content = {"request": request, "parts": {}, "result": result}
     return msgspec.to_builtins({"version": 1, "dsmooth": __version__, **content})
 
 

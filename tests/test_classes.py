@@ -192,7 +192,7 @@ def test_no_class_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:
     calls = (
         lambda: model.log_prob(x, label=[-1, -1]),
         lambda: pair.elbo(x, label=[0, -1]),
-        lambda: probe_pair(pair, data, data, settings, tmp_path / "probes.json"),
+        lambda: probe_pair(pair, data, data, settings, tmp_path / f"{warns}.json"),
     )
     for dropout, warns in ((0.1, False), (0.0, True)):
         for learner in (model, pair.noisy):
@@ -201,7 +201,6 @@ def test_no_class_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:
         for call in calls:
             warn_once.cache_clear()
             caplog.clear()
-            (tmp_path / "probes.json").unlink(missing_ok=True)
             call()
             assert ("without a class were never trained" in caplog.text) == warns
             model.log_prob(x, label=[0, 1])

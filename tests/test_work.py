@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,8 @@ def test_kept_results_are_not_computed_again(tmp_path: Path) -> None:
         return 10 * part
 
     def results() -> list[int]:
-        record = Record(tmp_path / "record.json", {"of": "tens"}, int, type(None))
-        for part in range(4):
-            if str(part) not in record.parts:
-                record.keep(str(part), compute(part))
-        return [*record.parts.values()]
+        records = [Record(tmp_path / f"{part}.json", {"of": "tens"}, int) for part in range(4)]
+        return [record.obtain(partial(compute, part)) for part, record in enumerate(records)]
 
     with pytest.raises(KeyboardInterrupt):
         results()
@@ -102,7 +100,7 @@ def compute(part):
     return 10 * part
 
 with process_group():
-    record = Record(Path("record.json"), {"of": "tens"}, int, list[int])
+    record = Record(Path("record.json"), {"of": "tens"}, list[int])
     found = list(map_parts(compute, range(5)))
     assert record.obtain(lambda: found) == [0, 10, 20, 30, 40]
     rank, _ = rank_and_size()

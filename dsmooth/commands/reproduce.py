@@ -48,7 +48,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     )
     request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
     with lock_folder(out, "another dsmooth reproduce"):
-        record = Record(out / "results.json", request, type(None), Report)
+        record = Record(out / "results.json", request, Report)
         record.begin(out)
         for config in runs:
             path, device = out / config.role, execution.device
@@ -67,10 +67,9 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         pictures = stages.draw_all()
         given = "models that were given" if options.models else "models that come with dsmooth"
         name = options.preset or DEFAULT_PRESET if runs else given
-        record.result = stages.report(name, pictures)
-        record.write()
-    write_report(out / "report.html", record.result, pictures)
-    bits_table(record.result.bits).show()
+        report = record.keep(stages.report(name, pictures))
+    write_report(out / "report.html", report, pictures)
+    bits_table(report.bits).show()
     print(f"Pictures: {printable(out / 'samples')}/*.png")
     print(f"Report:   {printable(out / 'report.html')} (for a browser; it needs no network)")
     return 0

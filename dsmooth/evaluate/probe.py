@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,9 +84,9 @@ def probe_pair(
     The controls are the pixels, the model `plain` if given, and an untrained network of the noisy
     model's shape. One more probe sees both streams of all blocks. Each probe also has an accuracy
     on the last sixth of the training images, by which `best_probe` chooses. A model with classes
-    sees no class. The record `path` keeps the result, and the probes of each network before: a
-    later call resumes there. Raises ValueError for data without labels or of another shape than
-    the pair's, and for another request in `path`.
+    sees no class. The record `path` keeps the result, and those next to it the probes of each
+    network, where a later call resumes. Raises ValueError for data without labels or of another
+    shape than the pair's, and for another request in `path`.
     """
     train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
     for data in (train, test):
@@ -105,17 +106,17 @@ def probe_pair(
         "weights_sha256": {k: weights_digest(net) for k, net in networks.items() if net},
         "precision": precision,
     }
-    record = Record(path, request, BlockScores, ProbeResult)
 
     def probe_all() -> ProbeResult:
         networks[UNTRAINED] = untrained(pair.noisy, inputs)
+        accuracy = {}
         for name, network in networks.items():
+            part = Record(path.with_name(f"{path.stem}-{name}.json"), request, BlockScores)
             with portion(1 / len(networks)):
-                if name not in record.parts:
-                    record.keep(name, probe_network(network, inputs))
-        return ProbeResult({name: record.parts[name] for name in networks}, settings)
+                accuracy[name] = part.obtain(partial(probe_network, network, inputs))
+        return ProbeResult(accuracy, settings)
 
-    return record.obtain(probe_all)
+    return Record(path, request, ProbeResult).obtain(probe_all)
 
 
 def best_probe(scores: BlockScores) -> str:

@@ -121,7 +121,7 @@ class Stages:
 
     def obtain(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """The result in NAME.json, else what `compute` gives."""
-        record = Record(self.folder / f"{name}.json", self.request, type(None), kind)
+        record = Record(self.folder / f"{name}.json", self.request, kind)
         with nullcontext() if record.result else progress(name.replace("_", " "), 1, "stages"):
             return record.obtain(compute)
 
@@ -132,8 +132,8 @@ class Stages:
         Names with "held-out" are of test images, with noise, and denoised.
         """
         # A kill leaves images, of which the record says what they are of.
-        record = Record(self.folder / "samples.json", self.request, type(None), type(None))
-        record.begin(self.folder / "samples")
+        record = self.folder / "samples.json"
+        Record(record, self.request, type(None)).begin(self.folder / "samples")
         models, pair, seed = self.models, self.models.pair, self.choices.seed
         methods: tuple[Method, ...] = ("two-step", "single-step")
         if not isinstance(pair.smoothing, GaussianSmoothing):

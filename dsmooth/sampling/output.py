@@ -109,8 +109,7 @@ def draw_folder(
 
     diverged = 0
     with lock_folder(folder, "another process that draws into it"):
-        record = Record(folder / RECORD, description, type(None), type(None))
-        record.begin(folder)
+        Record(folder / RECORD, description, type(None)).begin(folder)
         numbers = range(request.count)
         missing = from_first(lambda: [number for number in numbers if not file(number).exists()])
         parts = runs(missing, _chunk(model, len(missing)))
