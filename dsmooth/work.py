@@ -1,4 +1,4 @@
-"""Work in parts: who computes them, what is shown, what is kept. Nothing else knows of it.
+"""Work in parts: who computes them, and what is kept.
 
 A verb, a measure or a sampler is a function from a part to a value; `map_parts` returns the values
 of all parts, in order. Parts run side by side: on the threads of a CPU, each on one thread, or on

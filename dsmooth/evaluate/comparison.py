@@ -76,17 +76,15 @@ def compare_images(
     for images in sets.values():
         check_tensor("images", images, ("N", *(wanted or "CHW")))
 
-    distances, share = {}, 1 / len(sets)
+    distances = {}
     for name, images in sets.items():
         if name == FLOOR and len(images) == 1:
             continue
-        with portion(0.2 * share):
-            features = extract_features(images, reference.extractor)
-        rows, scores = features.features, None
-        check_tensor(f"features of {facts.name}", rows, ("N", len(real.mean)))
-        with portion(0.3 * share):
+        with portion(1 / len(sets)):
+            features, scores = extract_features(images, reference.extractor), None
+            rows = features.features
+            check_tensor(f"features of {facts.name}", rows, ("N", len(real.mean)))
             value, error = distance_with_error(rows, real, seed=seed)
-        with portion(0.5 * share):
             if has_fidelity():
                 scores = fidelity_scores(features, reference.features)
         distances[name] = Distance(value, error, len(images), black_share(images), scores)

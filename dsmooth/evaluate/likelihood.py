@@ -326,21 +326,19 @@ def measure_bits(
     mixture: bool = False,
 ) -> BitsResult:
     """Bits/dim of a pair, a plain model or both. Arguments and errors as for `score_pair`."""
-    scores: dict[str, Scores] = {}
     plain, roles = models.plain, [*models.networks]
-    share = 0.5 if plain is not None and len(roles) > 1 else 1.0
+    measures: dict[str, Callable[[], Scores]] = {}
+    if roles != ["plain"]:
+        choices = {"n_noise": n_noise, "batch_size": batch_size, "seed": seed}
+        measure_pair = partial(score_pair, models.pair, dataset, mixture=mixture, **choices)
+        measures["pair"] = partial(measure_pair, clean_noise=clean_noise_of(models.pair))
+    if plain is not None:
+        measures["plain"] = partial(score_plain, plain, dataset, batch_size=batch_size)
+    scores = {}
     with autocast(models.device, precision):
-        if roles != ["plain"]:
-            choices = {"n_noise": n_noise, "batch_size": batch_size, "seed": seed}
-            noise = clean_noise_of(models.pair)
-            with portion(share):
-                pair = score_pair(
-                    models.pair, dataset, **choices, clean_noise=noise, mixture=mixture
-                )
-            scores["pair"] = pair
-        if plain is not None:
-            with portion(share):
-                scores["plain"] = score_plain(plain, dataset, batch_size=batch_size)
+        for name, measure in measures.items():
+            with portion(1 / len(measures)):
+                scores[name] = measure()
     digests = {role: weights_digest(network) for role, network in models.networks.items()}
     parts: dict[str, tuple[Role, ...]] = {"pair": ("noisy", "denoiser"), "plain": ("plain",)}
     return BitsResult(

@@ -135,10 +135,8 @@ def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
 
 def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
     """The probe after each block of a network in evaluation mode; of the pixels for None."""
-    with portion(0.8):
-        train = block_features(network, inputs, inputs.train, repeat=0)
-    with portion(0.1):
-        test = block_features(network, inputs, inputs.test, repeat=1)
+    train = block_features(network, inputs, inputs.train, repeat=0)
+    test = block_features(network, inputs, inputs.test, repeat=1)
     labels, test_labels = inputs.train.known_labels(), inputs.test.known_labels()
     classes = 1 + int(max(labels.max(), test_labels.max()))
     choices = {"epochs": inputs.settings.epochs, "seed": inputs.settings.seed}
@@ -150,8 +148,7 @@ def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScore
 
     # The widest first, so that the last ones are short.
     order = sorted(train, key=lambda block: -train[block].shape[1])
-    with portion(0.1):
-        scores = dict(zip(order, map_parts(probe, order), strict=True))
+    scores = dict(zip(order, map_parts(probe, order), strict=True))
     return {block: scores[block] for block in train}
 
 

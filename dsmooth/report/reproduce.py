@@ -28,7 +28,7 @@ from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from ..pretrained import Loaded
-from ..progress import portion, progress
+from ..progress import progress
 from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from ..sampling.output import draw_all, write_images
 from ..sampling.request import Request, precision_on
@@ -199,12 +199,10 @@ class Stages:
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             test_images = choose_images(self.test_set, count)
             sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
-            with portion(0.2):
-                network = make_extractor(name, device=self.models.device)
-                real = Reference.of(train_set.images[others], network)
+            network = make_extractor(name, device=self.models.device)
+            real = Reference.of(train_set.images[others], network)
             # Scores by features of the real images would take longer than the rest.
-            with portion(0.8):
-                return compare_images(sets, replace(real, features=None))
+            return compare_images(sets, replace(real, features=None))
 
         return self.obtain("frechet", FrechetResult, compute)
 

@@ -54,7 +54,8 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
         return draw_network(model, request, model.image_size, None, precision)
-    x_tilde, steps = request.x_tilde, 1 if request.method == "noisy" else 2
+    x_tilde = request.x_tilde
+    steps = 1 if request.method == "noisy" or x_tilde is not None else 2
     if x_tilde is None:
         with portion(1 / steps):
             x_tilde = draw_noisy(model, request, precision)
@@ -62,7 +63,7 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, 1, 1, 1)
     denoise = denoise_by_mean if request.method == "single-step" else draw_clean
-    with portion(1.0 if request.x_tilde is not None else 1 / steps):
+    with portion(1 / steps):
         x = denoise(model, request, torch.where(diverged, 0.0, x_tilde), precision)
     return torch.where(diverged, math.nan, x)
 
