@@ -240,21 +240,12 @@ def score_pair(
     check_number("n_noise", n_noise)
     pair = in_evaluation(pair)
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
-    is_density = pair.denoiser.config.likelihood == "continuous"
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         place = {"seed": seed, "first_index": first, "repeat": draw}
         x_tilde = pair.smoothing.sample(x, **place)
-
-        def image_terms(label: Tensor | None) -> dict[str, Tensor]:
-            params = pair.denoiser(x, x_tilde, label)
-            nats = {"discretized": _log_prob(pair.denoiser, x, params, "discretized")}
-            if is_density:
-                target = x if noise is None else noise.sample(x, **place)
-                params = params if noise is None else pair.denoiser(target, x_tilde, label)
-                nats["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
-            return nats
-
+        target = x if noise is None else noise.sample(x, **place)
+        image_terms = partial(_image_nats, pair.denoiser, x, target, x_tilde)
         models = pair.noisy, pair.denoiser
         bound = partial(bound_terms, models, x, x_tilde, denoiser_terms=image_terms)
         nats = bound(label, pair.log_prior) | {"smoothing": -pair.smoothing.log_prob(x_tilde, x)}
@@ -264,7 +255,7 @@ def score_pair(
         return nats
 
     nats = nats_of_images(pair, dataset, nats_of, batch_size, rows=n_noise)
-    return _scores(nats, pair, dataset, clean_noise if is_density else 0.0)
+    return _scores(nats, pair, dataset, clean_noise if "continuous" in nats else 0.0)
 
 
 @torch.no_grad()
@@ -279,12 +270,10 @@ def score_plain(model: PixelCNNpp, dataset: ImageDataset, *, batch_size: int = 1
             'a plain model must have conditioning="none" and no gaussian noise in its likelihood, '
             f'got "{kinds[0]}" and "{kinds[1]}"'
         )
-    forms: set[Likelihood] = {"discretized", model.config.likelihood}
     model = in_evaluation(model)
 
     def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
-        params = model(x, label=label)
-        return {form: _log_prob(model, x, params, form) for form in forms}
+        return _image_nats(model, x, x, None, label)
 
     return _scores(nats_of_images(model, dataset, nats_of, batch_size), model, dataset)
 
@@ -302,12 +291,18 @@ def _scores(
     return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=seen)
 
 
-def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
-    """log p(x) by a likelihood and the parameters `params`: (B,), nats, summed in float64."""
-    mixture = model.config.mixture | {"likelihood": likelihood}
-    if likelihood == "discretized":
-        x = snap_half_precision(x)
-    return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
+def _image_nats(
+    model: PixelCNNpp, x: Tensor, target: Tensor, x_tilde: Tensor | None, label: Tensor | None
+) -> dict[str, Tensor]:
+    """log p of the bytes of x, and of the target if the model has a density: (B,), nats, summed in
+    float64."""
+    config, params = model.config, model(x, x_tilde, label)
+    masses = config.mixture | {"likelihood": "discretized"}
+    nats = {"discretized": logistic_mixture_log_prob(snap_half_precision(x), params, **masses)}
+    if config.likelihood == "continuous":
+        params = params if target is x else model(target, x_tilde, label)
+        nats["continuous"] = logistic_mixture_log_prob(target, params, **config.mixture)
+    return {name: pixels.double().sum((1, 2)) for name, pixels in nats.items()}
 
 
 def clean_noise_of(pair: SmoothedPair) -> float:
