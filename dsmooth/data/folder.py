@@ -58,7 +58,7 @@ def load_folder(
     is for tests. Images are in the order of a hash of their paths, so that the first ones are of
     every class.
     """
-    found, class_of, words = split_paths(folder, image_paths(folder))
+    found, words = find_pictures(folder)
     parts = [found[split] for split in splits]
     if not all(parts):
         raise ValueError(f"{printable(folder)} must hold at least 2 images, one to test with")
@@ -71,15 +71,15 @@ def load_folder(
             f"{images.shape[2]} x {images.shape[3]}; to crop and resize them, set",
             image_size=None,
         )
-    others = class_of.keys() - chosen
+    others = found["all"].keys() - chosen
     if images.shape[1] == 1 and any(_in_threads(_is_coloured, [*others])):
         images = images.repeat(1, 3, 1, 1)
     size = "" if image_size is None else f", cropped to {image_size} x {image_size}"
-    classes = {*class_of.values()}
+    classes = {*found["all"].values()}
     names = sorted(classes) if "" not in classes and len(classes) > 1 else []
     numbers, datasets = {name: number for number, name in enumerate(names)}, []
     for split, part, pixels in zip(splits, parts, images.split([*map(len, parts)]), strict=True):
-        labels = torch.tensor([numbers[class_of[path]] for path in part]) if names else None
+        labels = torch.tensor([numbers[name] for name in part.values()]) if names else None
         source = f"{printable(folder)} ({len(part):,} images{size}{words})"
         class_names = tuple(map(printable, names))
         datasets.append(ImageDataset(pixels, labels, "folder", split, source, class_names))
@@ -115,25 +115,25 @@ def shows_colours(folder: Path) -> bool:
     return False
 
 
-def split_paths(
-    folder: Path, paths: Sequence[Path]
-) -> tuple[dict[str, list[Path]], dict[Path, str], str]:
-    """The files of each split, in the order of a hash of their paths; the class of each file, ""
-    for one outside of subfolders; and words on which subfolder is held out, if one is.
+def find_pictures(folder: Path) -> tuple[dict[str, dict[Path, str]], str]:
+    """The class of each file of a split, "" outside of subfolders, in the order of a hash of their
+    paths; and words on which subfolder is held out, if one is.
 
     Raises ValueError for files outside of split folders.
     """
-    keys = {path: _hash_of(folder, path) for path in paths}
-    parts = {path: path.relative_to(folder).parts for path in sorted(paths, key=keys.__getitem__)}
-    by_name = {first.lower(): first for first, *_ in sorted(parts.values(), reverse=True)}
+    paths = sorted(image_paths(folder), key=partial(_hash_of, folder))
+    parts = [path.relative_to(folder).parts for path in paths]
+    tops = {top.lower(): top for top, *_ in sorted(parts, reverse=True)}
     train, test = (
-        next((by_name[name] for name in names if name in by_name), None)
+        next((tops[name] for name in names if name in tops), None)
         for names in (TRAIN_FOLDERS, HELD_OUT_FOLDERS)
     )
-    depth, words = int(train is not None and test is not None), ""
-    class_of = {p: inner[depth] if len(inner) > depth + 1 else "" for p, inner in parts.items()}
-    if depth:
-        others = sorted({first for first, *_ in parts.values()} - {train, test})
+    if train is None or test is None:
+        words, classes = "", [inner[0] if len(inner) > 1 else "" for inner in parts]
+        chosen = held_out([_hash_of(folder, path) for path in paths], classes)
+        splits = ["test" if is_held_out else "train" for is_held_out in chosen]
+    else:
+        others = sorted({top for top, *_ in parts} - {train, test})
         for name in others:
             if name.lower() not in (*TRAIN_FOLDERS, *HELD_OUT_FOLDERS):
                 raise ValueError(
@@ -142,12 +142,14 @@ def split_paths(
                     "classes"
                 )
         words = f"; {test} is held out" + f", {' and '.join(others)} left out" * bool(others)
-        split_of = {p: {train: "train", test: "test"}.get(parts[p][0]) for p in parts}
-    else:
-        chosen = held_out([keys[p] for p in parts], [class_of[p] for p in parts])
-        split_of = {p: "test" if c else "train" for p, c in zip(parts, chosen, strict=True)}
-    found = {split: [p for p in parts if split_of[p] == split] for split in ("train", "test")}
-    return {**found, "all": [*parts]}, class_of, words
+        classes = [inner[1] if len(inner) > 2 else "" for inner in parts]
+        splits = [{train: "train", test: "test"}.get(top, "") for top, *_ in parts]
+    found: dict[str, dict[Path, str]] = {"train": {}, "test": {}, "all": {}}
+    for path, name, split in zip(paths, classes, splits, strict=True):
+        found["all"][path] = name
+        if split:
+            found[split][path] = name
+    return found, words
 
 
 def read_pictures(
