@@ -12,7 +12,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import is_dataclass
 from functools import partial
 from importlib import import_module
@@ -75,6 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 stack.enter_context(torch_threads(command.execution.threads))
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             status = verb(command) or 0
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
     except KeyboardInterrupt:
@@ -82,21 +83,18 @@ def main(args: Sequence[str] | None = None) -> None:
         status = -130
     except Exception as error:
         line = explain(error, option_names(type(command)))
-        if line is None:
-            raise
-        if os.environ.get("DSMOOTH_TRACEBACK") == "1":
+        if line is None or os.environ.get("DSMOOTH_TRACEBACK") == "1":
             traceback.print_exc()
-        print(escape_control(f"dsmooth: error: {line}"), file=sys.stderr)
+        if line is not None:
+            print(escape_control(f"dsmooth: error: {line}"), file=sys.stderr)
         status = 1
-        try:
-            sys.stdout.flush()
-        except OSError:  # what a full disk did not take must not fail again at the exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        sys.stdout.flush()
+    except OSError:  # what a pipe or a full disk did not take must not fail again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if size > 1 or status < 0:
         # Python's own way out waits for threads at work, and a thread of torch's process group may
         # abort it.
-        with suppress(BrokenPipeError):
-            sys.stdout.flush()
         os._exit(abs(status))
     sys.exit(status)
 
