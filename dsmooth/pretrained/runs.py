@@ -201,10 +201,10 @@ class RunFolder:
         if self.config.exists():
             request, size = self.read_config()
             # What its settings do not say is as the weights have it.
-            known = settings.training.get(request.role, TrainingRecord("", 0, 0.0, ""))
-            asked = WeightsSettings.of_run(request, size, **asdict(known))
-            found = {"role": ", ".join(settings.training), **asdict(settings)}
-            if words := difference({"role": request.role, **asdict(asked)}, found):
+            record = settings.training.get(request.role)
+            asked = record and asdict(WeightsSettings.of_run(request, size, **asdict(record)))
+            words = difference(asked, asdict(settings)) if asked else f"its role is {request.role}"
+            if words:
                 raise ValueError(
                     f"{self.config} is not of the weights next to it: {words}; they are of another "
                     "run, or the settings were edited"
