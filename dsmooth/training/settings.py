@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,6 @@ from ..machine import has_fast_bfloat16
 from ..pretrained import Loaded, load
 from ..pretrained.runs import RunFolder
 from ..progress import LOG
-from .evaluation import evaluate, sample_grid
-from .step import TrainState
 
 
 def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainConfig | None:
@@ -82,13 +78,11 @@ def complete(
     test_set: ImageDataset,
     device: torch.device,
     stored: TrainConfig | None = None,
-    started: float | None = None,
 ) -> TrainConfig:
-    """The settings with nothing left open. All processes call this.
+    """The settings with nothing left open but the images of a budget. All processes call this.
 
-    The images decide the channels and the classes of the network, the device the precision, and
-    the speed of this machine makes a budget a number of images, which counts from `started`, by
-    time.monotonic(). stored: settings of the run that is resumed, in place of the last two.
+    The images decide the channels and the classes of the network, and the device the precision.
+    stored: settings of the run that is resumed, which have the precision and the images.
     """
     model, channels = config.model, train_set.image_channels
     if channels != 1 and model.atoms == "all":
@@ -106,53 +100,11 @@ def complete(
     elif config.precision == "auto":  # machines may differ
         fast = from_first(lambda: has_fast_bfloat16(device))
         config = replace(config, precision="bfloat16" if fast else "float32")
-    if config.images is not None:
-        return config
-    if stored is not None:
+    if config.images is None and stored is not None:
         budget = stored.budget if config.budget is None else config.budget
         evaluations = min(config.evaluations, stored.evaluations)  # those that fit the budget
-        return replace(config, images=stored.images, budget=budget, evaluations=evaluations)
-    return within_budget(config, train_set, test_set, device, started or time.monotonic())
-
-
-def within_budget(
-    config: TrainConfig,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    device: torch.device,
-    started: float,
-) -> TrainConfig:
-    """The settings with the images and evaluations that fit into a budget of minutes.
-
-    Some steps of another state and an evaluation are timed, once: the rates of a run depend on its
-    number of images, so its own steps come too late.
-    """
-    assert config.budget is not None
-    seconds = 60 * config.budget
-    scratch = TrainState(replace(config, images=10**9), train_set, device)
-    began, ends = time.monotonic(), list[float]()
-    while from_first(lambda: len(ends) < 4 or ends[-1] - began < min(5.0, seconds / 20)):
-        scratch.step()
-        scratch.results()
-        ends.append(time.monotonic())
-    # The first step and picture take longer: they compile and fill caches. The mean of the other
-    # steps, not their median, as on a busy machine a few steps take much of the time.
-    step = (ends[-1] - ends[0]) / (len(ends) - 1)
-    sample_grid(scratch, test_set)
-    before = time.monotonic()
-    evaluate(scratch, test_set)
-    sample_grid(scratch, test_set)
-    cost = time.monotonic() - before
-    evaluations = max(1, min(config.evaluations, int(seconds / (5 * cost))))
-    left = seconds - evaluations * cost - (time.monotonic() - started)
-    # The state of the run takes about a step.
-    images = max(1, round(left / step) - 1) * config.batch_size
-    images, evaluations = from_first(lambda: (images, evaluations))
-    words = "%s: a step of %s images takes %.3g s, so %.3g minutes are enough for %s images"
-    LOG.info(words, config.role, config.batch_size, step, config.budget, f"{images:,}")
-    del scratch
-    gc.collect()  # it refers to itself, and a GPU may not hold two states
-    return replace(config, images=images, evaluations=evaluations)
+        config = replace(config, images=stored.images, budget=budget, evaluations=evaluations)
+    return config
 
 
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
