@@ -48,7 +48,7 @@ GRADIENT_ERROR = 5e-2  # of its norm
 
 
 @dataclass(frozen=True)
-class Card:
+class Setup:
     """The device, and whether cases have their smallest size."""
 
     device: torch.device
@@ -88,7 +88,7 @@ class Case:
     calls: int = 1
 
 
-def sampler(name: str, batch: int, card: Card) -> Case:
+def sampler(name: str, batch: int, card: Setup) -> Case:
     """Cached sampling in bfloat16."""
     network, batch = card.size(name, batch)
     model, side = network.build(), network.size
@@ -98,7 +98,7 @@ def sampler(name: str, batch: int, card: Card) -> Case:
     return Case(lambda: on_card.sample(batch, side, side), work, rounds=3)
 
 
-def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
+def training_step(name: str, batch: int, mode: str, card: Setup) -> Case:
     """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
     mode: "ours" uses this package's kernels, "eager" the reference; "uncaptured" is ours without
@@ -129,7 +129,7 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     return Case(run, work, check, warmup=6)
 
 
-def preset_step(name: str, role: str, mode: str, card: Card) -> Case:
+def preset_step(name: str, role: str, mode: str, card: Setup) -> Case:
     """`TrainState.step` of a preset, with noise, dropout, Muon and the moving average.
 
     mode: "replayed", or "uncaptured": without a graph.
@@ -162,7 +162,7 @@ def flat(tensors: Sequence[Any]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Card) -> Case:
+def loss(shape: tuple[int, int, int, int], likelihood: Any, contender: str, card: Setup) -> Case:
     """Value and gradient of the mixture's log-likelihood; contender: "ours" or "eager"."""
     if card.tiny:
         shape = (2, shape[1], 8, 8)
@@ -182,7 +182,7 @@ TRAINED = {"mnist": 80, "cifar": 64}
 LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
 PRESETS = (("mnist", "noisy"), ("mnist", "denoiser"), ("cifar10", "noisy"))
 MODES = ("ours", "uncaptured", "eager")
-CASES: dict[str, Callable[[Card], Case]] = {
+CASES: dict[str, Callable[[Setup], Case]] = {
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{
         f"step-{name}-{mode}": partial(training_step, name, batch, mode)
@@ -208,7 +208,7 @@ def cases_of(words: str) -> list[str]:
     return [name for name in CASES if f"{name}-".startswith(f"{words}-")]
 
 
-def measure(name: str, card: Card) -> dict[str, Any]:
+def measure(name: str, card: Setup) -> dict[str, Any]:
     """Seconds [median, quartiles] of a case and its rates."""
     case = CASES[name](card)
     case.check()
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not cases_of(case):
             parser.error(f"no case begins with {case!r}: they are {', '.join(CASES)}")
     chosen = [name for case in options.cases for name in cases_of(case)]
-    card = Card(options.device, options.tiny)
+    card = Setup(options.device, options.tiny)
     found = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
     for name in chosen:
         if name not in found:

@@ -29,7 +29,7 @@ from dsmooth.files import read_json, write_json
 from dsmooth.machine import has_fast_bfloat16
 from dsmooth.pretrained.runs import RunFolder, Start, Step, entry_line
 from dsmooth.report.contents import Report
-from dsmooth.report.reproduce import TEST_IMAGES, Choices, Stages, choose_evenly
+from dsmooth.report.reproduce import TEST_IMAGES, ReproduceSettings, Stages, choose_evenly
 from dsmooth.results import FLOOR
 from dsmooth.training.step import TrainState
 from dsmooth.work import read_result
@@ -220,7 +220,7 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
     models, images = dsmooth.load(*given), load_embedded_mnist("test")
     for seed, first in ((7, 0), (7, 4), (8, 4)):
         data, folder = images.part(slice(first, first + 6)), tmp_path / f"{seed}-{first}"
-        one = Stages(folder, models, images, data, Choices(scored_images=4, seed=seed))
+        one = Stages(folder, models, images, data, ReproduceSettings(scored_images=4, seed=seed))
         pair = bits_per_dim(score_pair(models.pair, data.part(slice(4)), seed=seed))
         assert one.bits_per_dim().pair.value == pair.value
         x = to_float(choose_images(images.part(slice(6)), 3))
@@ -276,7 +276,9 @@ def test_other_noise_has_no_single_step(tmp_path: Path) -> None:
     pair, data = tiny_pair("continuous"), random_dataset(4)
     pair.smoothing = dsmooth.LaplaceSmoothing(0.5)
     dsmooth.save(pair, tmp_path / "pair")
-    stages = Stages(tmp_path, dsmooth.load(tmp_path / "pair"), data, data, Choices(count=2))
+    stages = Stages(
+        tmp_path, dsmooth.load(tmp_path / "pair"), data, data, ReproduceSettings(count=2)
+    )
     assert not any("single-step" in name for name in stages.draw_all())
 
 

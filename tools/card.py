@@ -42,7 +42,7 @@ from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import find
 from dsmooth.pretrained.runs import RunFolder, Step, entry_line
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
-from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
+from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, grid, settings_table
 from dsmooth.results import COMPARABLE, FLOOR, BitsResult, BlockScores, ProbeResult, bits_table
 from dsmooth.sampling.request import Request
@@ -88,7 +88,7 @@ class ClusterNumbers:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """The numbers of packaged models (card.json). guidance: of the samples "guided".
 
     classes: of models of labelled classes; clusters: of models of their own clusters. judges: the
@@ -110,10 +110,10 @@ class Card:
     judges: tuple[Table, ...] = ()
 
 
-def packaged_card(name: str) -> Card:
+def packaged_card(name: str) -> ModelCard:
     """The card of packaged models."""
     path = find(name) / "card.json"
-    return structured(read_record(path)["result"], Card, path)
+    return structured(read_record(path)["result"], ModelCard, path)
 
 
 def pack(runs: Path, folder: Path) -> None:
@@ -137,10 +137,10 @@ def pack(runs: Path, folder: Path) -> None:
 
 def write_card(
     folder: Path, work: Path, train_set: ImageDataset, test_set: ImageDataset, count: int = 10_000
-) -> Card:
+) -> ModelCard:
     """Measure a pair on `count` samples and test images; write and return its card."""
     models = dsmooth.load(folder, *filter(Path.exists, [folder / "plain"]))
-    choices = Choices(count=count, scored_images=count, n_noise=2)
+    choices = ReproduceSettings(count=count, scored_images=count, n_noise=2)
     stages = Stages(work, models, train_set, test_set, choices)
     pictures = stages.draw_all()
     if models.classes:
@@ -150,7 +150,7 @@ def write_card(
     is_labelled = models.classes is not None and test_set.has_classes(models.classes.names)
 
     probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
-    card = Card(
+    card = ModelCard(
         machine=describe_machine(models.device),
         weights_sha256={str(role): weights_digest(n) for role, n in models.networks.items()},
         train_images=len(train_set),
@@ -192,7 +192,7 @@ def write_card(
     return card
 
 
-def save_card(folder: Path, card: Card, template: str = "card.md") -> None:
+def save_card(folder: Path, card: ModelCard, template: str = "card.md") -> None:
     """Write card.json and README.md."""
     write_json(folder / "card.json", record_of({"weights_sha256": card.weights_sha256}, card))
     write_atomically(folder / "README.md", text(template, card=card).encode())
@@ -264,7 +264,7 @@ def best_block(scores: BlockScores) -> str:
     return best_probe({block: score for block, score in scores.items() if block != TOGETHER})
 
 
-def text(name: str, **cards: Card) -> str:
+def text(name: str, **cards: ModelCard) -> str:
     """Fill a template with cards: README.md of a folder, or the table of the package's README."""
     functions = math.log2, best_probe, best_block, bits_table, settings_table
     words = {f.__name__: f for f in functions}

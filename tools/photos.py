@@ -23,11 +23,11 @@ from dsmooth.evaluate.likelihood import score_pair, standard_error
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained.folders import HERE, PAIR
 from dsmooth.report.contents import describe_machine, describe_model
-from dsmooth.report.reproduce import Choices, Stages, bytes_to_compare
+from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.text import Table, decimals
 from dsmooth.training.step import total_images
 
-from .card import Card, pack, save_card
+from .card import ModelCard, pack, save_card
 from .judge import TEST, TRAIN, distances, two_samples
 
 NAME, COUNT = "photos", 4000  # samples of each kind
@@ -60,7 +60,7 @@ def main(photos: str, runs: str, starts: str, *plain: str) -> None:
     test = test.part(epoch_order(len(test), 0, 0))  # a folder is read class by class
     trained_on = len(load_dataset("folder", "train", Path(photos) / "train"))
     models = dsmooth.load(folder, *plain)
-    choices = Choices(count=COUNT, scored_images=SCORED)
+    choices = ReproduceSettings(count=COUNT, scored_images=SCORED)
     stages = Stages(Path("build/card", NAME), models, train, test, choices)
     pictures = stages.draw_all()
     shown = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
@@ -68,7 +68,7 @@ def main(photos: str, runs: str, starts: str, *plain: str) -> None:
     save_grid(torch.cat(rows), folder / "samples.png", columns=8 * len(shown))
     sets = {f"samples, {name}": x for name, x in bytes_to_compare(pictures).items()}
     real = choose_images(test, COUNT)
-    card = Card(
+    card = ModelCard(
         machine=describe_machine(models.device),
         weights_sha256={role: weights_digest(models.networks[role]) for role in PAIR},
         train_images=trained_on,

@@ -35,7 +35,7 @@ def complete(options: Complete) -> None:
     models = load(*(names or [Path(DEFAULT)]), device=device)
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
-    x, labels = choose_images(source, options.count, models)
+    x, labels = read_originals(source, options.count, models)
     given: dict[str, Tensor] = {}
     if options.drawing.label == "own" and labels is not None:
         given["label"] = labels.repeat_interleave(draws)
@@ -57,7 +57,7 @@ def complete(options: Complete) -> None:
     say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 
 
-def choose_images(source: Path | None, count: int, models: Loaded) -> tuple[Tensor, Tensor | None]:
+def read_originals(source: Path | None, count: int, models: Loaded) -> tuple[Tensor, Tensor | None]:
     """The originals (N, C, H, W) in [-1, 1], and their labels (N,) of the models' classes.
 
     Raises ValueError for images of another shape.

@@ -8,13 +8,13 @@ from dataclasses import asdict, replace
 from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
-from ..evaluate.likelihood import check_images
+from ..evaluate.likelihood import check_dataset
 from ..files import check_writable, lock_folder, printable
 from ..machine import choose_device
 from ..presets import preset
 from ..pretrained import DEFAULT, images_for, load, packaged
 from ..report.contents import Report
-from ..report.reproduce import PROBES, Choices, Stages
+from ..report.reproduce import PROBES, ReproduceSettings, Stages
 from ..report.sections import write_report
 from ..results import bits_table
 from ..training import train
@@ -39,7 +39,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     runs = runs_of(options) if runs is None else runs
     if options.extractor != "auto":
         make_extractor(options.extractor)  # an unknown one is refused before any work
-    choices = Choices(
+    choices = ReproduceSettings(
         options.count,
         probes=replace(PROBES, seed=options.seed),
         extractor=options.extractor,
@@ -63,7 +63,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         chosen = vars(options.dataset)
         train_set, test_set = (images_for(models, split, **chosen) for split in SPLITS)
         stages = Stages(out, models, train_set, test_set, choices)
-        check_images(models.pair, stages.test_set)
+        check_dataset(models.pair, stages.test_set)
         pictures = stages.draw_all()
         given = "models that were given" if options.models else "models that come with dsmooth"
         name = options.preset or DEFAULT_PRESET if runs else given

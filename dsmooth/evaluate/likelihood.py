@@ -172,7 +172,7 @@ def paired_difference(scores: Scores, other: Scores) -> Difference | None:
     return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
 
 
-def check_images(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> None:
+def check_dataset(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> None:
     """Raise ValueError for images of another shape than a pair's, or than a network's if known."""
     kind, network = ("pair", model.noisy) if isinstance(model, SmoothedPair) else ("model", model)
     wanted = (network.config.image_channels, *(model.image_size or dataset.image_size))
@@ -198,7 +198,7 @@ def nats_of_images(
     """
     check_number("batch_size", batch_size)
     check_number("images", len(dataset))
-    check_images(model, dataset)
+    check_dataset(model, dataset)
     labels, device = dataset.labels_for(model.classes), model.device
 
     def compute(part: tuple[range, int]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from ..progress import portion
 from ..results import BlockScores, ProbeResult, ProbeScore
 from ..smoothing import Smoothing
 from ..work import Record, batches, map_parts
-from .likelihood import check_images
+from .likelihood import check_dataset
 from .linear import probe_features
 
 PIXELS, TOGETHER, UNTRAINED = "pixels", "together", "untrained-noisy"
@@ -90,7 +90,7 @@ def probe_pair(
     """
     train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
     for data in (train, test):
-        check_images(pair, data)
+        check_dataset(pair, data)
         check_number("images", len(data), 2)  # one of the training images is held out
         data.known_labels()  # refused before any work
     pair = in_evaluation(pair)

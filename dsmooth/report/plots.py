@@ -28,7 +28,7 @@ def new_plot() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     """The plot as PNG, with the names of its lines above: the same bytes for the same content."""
     if figure.axes[0].get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -62,7 +62,7 @@ def probe_png(accuracy: Mapping[str, BlockScores], name: str) -> bytes:
     axes.axhline(height, color=DOTS, linewidth=1, linestyle=":", label="pixels")
     axes.set(xlabel="after block", ylabel="test accuracy, %")
     axes.tick_params(axis="x", labelsize="small", rotation=30)
-    return png(figure)
+    return figure_png(figure)
 
 
 def receptive_png(fields: ReceptiveFields, name: str) -> bytes:
@@ -88,4 +88,4 @@ def receptive_png(fields: ReceptiveFields, name: str) -> bytes:
         loc="outside right upper",
         frameon=False,
     )
-    return png(figure)
+    return figure_png(figure)

@@ -48,7 +48,7 @@ PROBES = ProbeSettings(train_images=1000, test_images=250)
 
 
 @dataclass(frozen=True)
-class Choices:
+class ReproduceSettings:
     """What is measured, in addition to the models and the images.
 
     count: samples of each kind. scored_images: held-out images whose bits/dim are measured, by
@@ -82,7 +82,7 @@ class Stages:
     models: Loaded
     train_set: ImageDataset
     test_set: ImageDataset
-    choices: Choices = field(default_factory=Choices)
+    choices: ReproduceSettings = field(default_factory=ReproduceSettings)
 
     def report(self, name: str, pictures: Mapping[str, Tensor]) -> Report:
         """The results of all stages, without paths of this machine.

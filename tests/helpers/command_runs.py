@@ -20,7 +20,7 @@ from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.report.reproduce import Choices
+from dsmooth.report.reproduce import ReproduceSettings
 from dsmooth.results import BitsResult, FrechetResult
 from dsmooth.work import read_result
 from tests.helpers.networks import numbered
@@ -56,7 +56,9 @@ def measure_few(patch: pytest.MonkeyPatch) -> None:
     """`dsmooth reproduce` measures few images, and trains probes for one epoch."""
     few = ProbeSettings(train_images=12, test_images=6, epochs=1)
     patch.setattr("dsmooth.commands.reproduce.PROBES", few)
-    patch.setattr("dsmooth.commands.reproduce.Choices", partial(Choices, scored_images=12))
+    patch.setattr(
+        "dsmooth.commands.reproduce.ReproduceSettings", partial(ReproduceSettings, scored_images=12)
+    )
 
 
 def run(*args: str) -> int:

@@ -22,7 +22,7 @@ def without_plots() -> Iterator[None]:
     """Plots of reports are a pixel: drawing them takes most of the time of a report."""
     pixel = grid_png(torch.zeros(1, 1, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dsmooth.report.plots.png", lambda *_: pixel)
+        patch.setattr("dsmooth.report.plots.figure_png", lambda *_: pixel)
         yield
 
 

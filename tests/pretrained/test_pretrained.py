@@ -156,7 +156,7 @@ def test_a_card_is_of_what_was_measured(tool: ModuleType, tmp_path: Path) -> Non
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
     card = tool.write_card(folder, work, *sets, count=20)
     path = folder / "card.json"
-    assert card == structured(read_record(path)["result"], tool.Card, path)
+    assert card == structured(read_record(path)["result"], tool.ModelCard, path)
     text = (folder / "README.md").read_text()
     assert f"| pair: discrete bound * | {card.bits.pair.value:.4f} |" in text
     assert f"{card.samples['plain'].distance['20']:.3f}" in text
