@@ -76,6 +76,8 @@ def main(args: Sequence[str] | None = None) -> None:
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             status = verb(command) or 0
             sys.stdout.flush()
+    except SystemExit as left:  # after help, or a line about arguments
+        status = int(left.code or 0)
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
     except KeyboardInterrupt:
@@ -92,11 +94,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except OSError:  # what a pipe or a full disk did not take must not fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if size > 1 or status < 0:
-        # Python's own way out waits for threads at work, and a thread of torch's process group may
-        # abort it.
-        os._exit(abs(status))
-    sys.exit(status)
+    # Python's own end waits for threads at work, and one of torch's process group may abort it.
+    leave = os._exit if size > 1 or status < 0 else sys.exit
+    leave(abs(status))
 
 
 def prepare_process() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from .fields import SettingError, check, check_one_of
+from .fields import SettingError, check, check_number, check_one_of
 from .pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -15,7 +15,7 @@ OWN = "own"
 # Data sets that are read at an image size.
 RESIZED = ("celeba", "folder")
 # Labels of samplers that are not names of classes.
-RESERVED = frozenset(("each", "prior", "known"))
+RESERVED = frozenset(("each", "own", "prior"))
 # Octave k of a pixel's Fourier features has 2^k periods over the 256 bytes; the last is the parity.
 OCTAVES = 8
 # Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
@@ -246,6 +246,7 @@ class TrainConfig(RunSettings):
 
     def __post_init__(self) -> None:
         check(self)
+        check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
         if self.labels is not None or self.model.classes is not None:
@@ -288,3 +289,4 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check_number("seed", self.seed, 0, 2**64 - 1)

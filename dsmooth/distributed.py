@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from .fields import check_number
-from .files import writing_nothing
+from .files import guarded, writing_nothing
 from .progress import silence
 
 # How long a process waits for the others, at the start and at an exchange, which some processes
@@ -33,7 +33,8 @@ def rank_and_size() -> tuple[int, int]:
 
     Raises ValueError for values that torchrun does not set.
     """
-    rank, size = (int(os.environ.get(*pair)) for pair in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    with guarded("RANK or WORLD_SIZE", "a whole number"):
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     check_number("RANK", rank, 0, size - 1)
     return rank, size
 

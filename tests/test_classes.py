@@ -112,8 +112,9 @@ def test_a_label_is_a_number_a_name_or_one_of_each_image() -> None:
     ("names", "shares", "words"),
     [
         ((), (), "`names` must be a list, each item text"),
-        (("a", "a"), (), "`names` must be different, and not each or known or prior, got a, a"),
+        (("a", "a"), (), "`names` must be different, and not each or own or prior, got a, a"),
         (("a", "each"), (), "got a, each"),
+        (("own", "a"), (), "got own, a"),
         (("a", "b"), (0.5,), "`shares` must be 2 numbers with the sum 1"),
         (("a", "b"), (0.5, 0.6), "`shares` must be 2 numbers with the sum 1"),
         (("a", "b"), (1.5, -0.5), "`shares` must be 2 numbers with the sum 1"),

@@ -123,14 +123,14 @@ def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("WORLD_SIZE", "x", "invalid literal for int() with base 10: 'x'"),
+        ("WORLD_SIZE", "x", "RANK or WORLD_SIZE cannot be read as a whole number "),
         ("RANK", "1", "`RANK` must lie in 0 .. 0, got 1"),
     ],
 )
 def test_variables_of_torchrun_that_do_not_fit(name, value, why, monkeypatch, capsys) -> None:
     monkeypatch.setenv(name, value)
     assert run("doctor") == 1
-    assert capsys.readouterr().err == f"dsmooth: error: {why}\n"
+    assert capsys.readouterr().err.startswith(f"dsmooth: error: {why}")
 
 
 def test_words_of_a_strangers_file_do_nothing_to_a_terminal(tmp_path, capsys) -> None:

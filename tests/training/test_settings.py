@@ -86,6 +86,7 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
         ("--set ema", "--set takes NAME=VALUE of a setting, got ema"),
         ("--set role=plain", "--set takes NAME=VALUE of a setting, got role=plain"),
         ("--set ema=much", "`ema` must be a number >= 0 and < 1, got 'much'"),
+        (f"--seed {2**64}", "--seed must lie in 0 .. 18446744073709551615, got"),
         ("--set seed=3 --seed 4", "seed was given twice: leave one out"),
         ("--label-dropout 0.5 --images 8", "--label-dropout needs a model with classes: set --cl"),
         ("--data folder --image-size 6 --images 8", "--image-size must be a positive multiple"),
