@@ -22,7 +22,7 @@ from ..work import map_parts
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
 COVARIANCE_TOLERANCE = 1e-5
-# Resamples of the images: their scatter has an error of a sixth.
+# Resamples of the images: the error that they estimate is itself uncertain by a sixth.
 BOOTSTRAPS = 20
 
 
@@ -36,8 +36,8 @@ def frechet_distance(
 
     mean1, mean2: (D,); cov1, cov2: (D, D) symmetric positive semi-definite, of any rank. Arrays or
     tensors of any real dtype; the computation is in float64 on the CPU. With cov1 = A A' and cov2 =
-    B B' the trace of the root is the sum of the singular values of A' B, without the rounding noise
-    of a root of a product of rank-deficient covariances.
+    B B' the trace of the root is the sum of the singular values of A' B. This avoids the rounding
+    noise of the root if a covariance lacks full rank.
 
     Raises ValueError for wrong shapes, values that are not finite, and covariances that are not
     symmetric or have a negative eigenvalue. Source: Dowson & Landau (1982); Heusel et al. (2017).
@@ -98,14 +98,14 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
             f"{name} must be positive semi-definite, got an eigenvalue of {float(values[0]):.3g} "
             f"(largest entry {scale:.3g})"
         )
-    # Values below are rounding noise of the null space; their roots would be 1e-8, not 1e-16.
+    # Smaller values are rounding noise of the null space; their roots would be 1e-8, not 1e-16.
     kept = values > d * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean (D,), covariance (D, D), float64, and number of features, None for that of a file."""
+    """Mean (D,) and covariance (D, D), float64; number of features, None if read from a file."""
 
     mean: Tensor
     covariance: Tensor

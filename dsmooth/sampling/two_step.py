@@ -38,8 +38,8 @@ class Pair(Protocol):
 
 Model = Pair | PixelCNNpp
 
-# An image that disagrees with its x~ is drawn again up to ATTEMPTS times. With noise of the
-# smoothing, a row of an image disagrees with probability CHANCE.
+# An image that `disagrees` with its x~ is drawn again up to ATTEMPTS times. If x~ - x is noise of
+# the smoothing, a row disagrees with probability CHANCE.
 ATTEMPTS, CHANCE = 16, 1e-12
 
 
@@ -47,7 +47,7 @@ ATTEMPTS, CHANCE = 16, 1e-12
 def draw(model: Model, request: Request, precision: Precision = "auto") -> Tensor:
     """Draw the images (count, C, H, W) of a request from a pair, or a network with an image size.
 
-    A pair draws x~ ~ p(x~), unless the request gives x~, and then x of each x~. An image is NaN
+    A pair first draws x~ ~ p(x~), or takes the request's, then draws x of each x~. An image is NaN
     where its x~ diverged. precision: as in `SmoothedPair.sample`.
     """
     request = fitted(model, request)
@@ -71,8 +71,8 @@ def draw(model: Model, request: Request, precision: Precision = "auto") -> Tenso
 def fitted(model: Model, request: Request) -> Request:
     """A request for a model, with the label of each image.
 
-    Raises ValueError for a method, label or guidance that the model does not have, and for
-    known pixels outside [-1, 1], or that are not bytes for a pair that models bytes.
+    Raises ValueError for a method, label or guidance that the model does not have, and for known
+    pixels that are outside [-1, 1] or, if the pair models bytes, not bytes.
     """
     if isinstance(model, PixelCNNpp):
         if model.config.conditioning != "none":
@@ -100,7 +100,7 @@ def fitted(model: Model, request: Request) -> Request:
 
 
 def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:
-    """x~ ~ p(x~), with the known pixels of the request plus noise of the smoothing."""
+    """x~ ~ p(x~); its known pixels are those of the request plus noise of the smoothing."""
     if request.known is not None:
         seed, first_index = request.seed, request.first_index
         noised = pair.smoothing.sample(request.known.images, seed=seed, first_index=first_index)
@@ -112,8 +112,8 @@ def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:
 def draw_clean(pair: Pair, request: Request, x_tilde: Tensor, precision: Precision) -> Tensor:
     """x ~ p(x | x~), drawn again where it `disagrees` with x~ (docs/experiments/028).
 
-    Every attempt has a seed of its own. Where all disagree, the first one is kept: so a hardly
-    trained denoiser draws as it would without more attempts.
+    Every attempt has a seed of its own. Where all attempts disagree, the first is kept: so a hardly
+    trained denoiser draws as it would with one attempt.
     """
     step = of_network(request, pair.denoiser)
     x = draw_network(pair.denoiser, step, pair.image_size, x_tilde, precision)
@@ -132,8 +132,8 @@ def draw_clean(pair: Pair, request: Request, x_tilde: Tensor, precision: Precisi
 def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
     """Whether x~ - x is too large in any row for noise of a gaussian smoothing: (N,) bool.
 
-    It is where noise exceeds the row's sum of squares with a probability below CHANCE. False for
-    other smoothing.
+    A row is too large if noise exceeds its sum of squares with a probability below CHANCE. False
+    for other smoothing.
     """
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
         return x.new_zeros(len(x), dtype=torch.bool)
@@ -144,7 +144,7 @@ def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
 
 
 def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor, _: Precision) -> Tensor:
-    """E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula), and the known pixels."""
+    """E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula); known pixels are kept."""
     noisy, smoothing = pair.noisy, pair.smoothing
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
         kind = type(smoothing).__name__

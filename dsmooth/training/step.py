@@ -1,9 +1,8 @@
 """One update of a training run, and what it changes: the model, its average, its optimiser.
 
 A step is a function of (config, images seen), from which order, noise and dropout derive: a resumed
-run is the run that was never interrupted. Images, their position in the stream and the rates are
-sent to the device before a step. So nothing is read back, and a step can be replayed as a CUDA
-graph.
+run equals one that was never interrupted. Images, their position in the stream and the rates are
+sent to the device before a step. A step reads nothing back, so it can be replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import FlatParameters, Optimizer
 
 # Muon's best angle times the square root of the number of steps
-# (docs/experiments/009-training-recipe.md). Runs of fewer than LEAST_STEPS, which nobody measured,
-# take the angle of that many.
+# (docs/experiments/009-training-recipe.md). Shorter runs than LEAST_STEPS were not measured: they
+# take the angle of LEAST_STEPS.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
 COOLDOWN = 0.2  # the part of the images over which schedule=cooldown falls
-# Steps between reads of the loss, hence the latest that a NaN is noticed.
+# Steps between reads of the loss: a NaN is noticed after at most as many.
 READ_STEPS = 50
-# Calls that run as they are before one is recorded as a CUDA graph: they choose algorithms and
-# compile kernels, neither of which may happen while a graph is recorded.
+# Ordinary calls before one is recorded as a CUDA graph: they choose algorithms and compile kernels,
+# neither of which may happen while a graph is recorded.
 WARM_UP = 3
 
 
@@ -89,7 +88,7 @@ def make_inputs(
 
 
 def total_images(config: TrainConfig) -> int:
-    """The images after which a run ends, which a budget has become by now."""
+    """The images after which a run ends; a budget was converted to images before."""
     assert config.images is not None
     return config.images
 
@@ -114,7 +113,7 @@ def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) ->
 
 
 def dropout_seed(seed: int, position: Tensor) -> Tensor:
-    """Two words of Philox at (0, images seen low, high, DROPOUT): int64 without dimensions."""
+    """Two words of Philox at (0, low word of images seen, high word, DROPOUT): int64 scalar."""
     words = image_words(
         1, 1, seed=seed, first_index=position, stream=Stream.DROPOUT, device=position.device
     )
@@ -132,7 +131,7 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; projections of other classes than its own are zero."""
+    """The weights of `initial` for `model`; its class projections are zero if classes differ."""
     old, new = initial.config.classes, model.config.classes
     others = (old and old.names) != (new and new.names)
     weights = initial.state_dict()
@@ -159,7 +158,7 @@ class ReplayedStep:
         self.step = step
         self.device = device
         self.calls = 0
-        # One stream for all calls and the recording: torch keeps freed memory for each.
+        # One stream for all calls and the recording: torch keeps freed memory by stream.
         self.side = torch.cuda.Stream(device)
         self.graph = torch.cuda.CUDAGraph()
 
@@ -201,8 +200,8 @@ class TrainState:
         self.first_image, self.share = share_of_batch(config)
         labels = train_set.labels_for(config.model.classes)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
-        # What a step takes from the host: `images_seen` and its row in `rows`; the rates of Adam
-        # and Muon, and the weight of the model in its average.
+        # What a step takes from the host: `images_seen` and the step's row in `rows`; the rates of
+        # Adam and Muon, and the weight of the model in its average.
         self.place = torch.zeros(2, dtype=torch.int64, device=device)
         self.rates = torch.zeros(3, dtype=torch.float64, device=device)
         # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
@@ -221,7 +220,7 @@ class TrainState:
         self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(self.model, config, device)
         self.group = device_group(device)
-        flat = self.optimizer.flat  # machines round the scales of a first batch each
+        flat = self.optimizer.flat  # rounding in `initialize` differs between machines
         flat.values.copy_(from_first(flat.values.cpu))
         # The weights to evaluate and sample with, and their buffer if they are a moving average.
         self.averaged = self.model
@@ -238,7 +237,7 @@ class TrainState:
         return self._inputs_of(position, 0, self.config.batch_size)
 
     def step(self) -> None:
-        """One update by all processes, which may still run when this returns: `results` waits."""
+        """One update by all processes. It may still run when this returns: `results` waits."""
         self.images.prepare(self.images_seen)
         send(torch.tensor([self.images_seen, self.steps % READ_STEPS]), self.place)
         rates = [
@@ -341,7 +340,7 @@ class TrainState:
     def restore(
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
-        """Continue from what `tensors` returned. Raises ValueError, naming `source`, for others."""
+        """Continue from `tensors` of a state. Raises ValueError, naming `source`, for another."""
         check_tensors(self.tensors(), tensors, source, "the state of another network or optimiser")
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
