@@ -11,7 +11,7 @@ import shlex
 import sys
 import textwrap
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass
 from functools import partial
@@ -94,8 +94,10 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except OSError:  # what a pipe or a full disk did not take must not fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # Python's own end waits for threads at work, and one of torch's process group may abort it.
-    leave = os._exit if size > 1 or status < 0 else sys.exit
+    leave: Callable[[int], None] = sys.exit
+    if size > 1 or status < 0:
+        # Python's own end waits for threads at work, and one of torch's process group may abort it.
+        leave = os._exit
     leave(abs(status))
 
 

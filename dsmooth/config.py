@@ -18,14 +18,14 @@ RESIZED = ("celeba", "folder")
 RESERVED = frozenset(("each", "own", "prior"))
 # Octave k of a pixel's Fourier features has 2^k periods over the 256 bytes; the last is the parity.
 OCTAVES = 8
-# Upper bound of every size, so that a damaged config.json cannot ask for terabytes.
-LARGEST = 4096
+# Upper bounds of every size, so that a damaged file cannot ask for terabytes, and of the number of
+# layers in a row, each of which takes time.
+LARGEST, DEEPEST = 4096, 256
 # Fields of a network that follow from the noise and the data of its training.
 DERIVED = ("smoothing_scale", "classes")
 
 Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
-SizeOrNone = Annotated[int, Meta(ge=0, le=LARGEST)]
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
@@ -74,7 +74,7 @@ class ModelConfig:
     """C: 1 (grey) or 3 (RGB)."""
     n_filters: Size = 40
     """F: channels of each stream."""
-    n_resnet: Size = 5
+    n_resnet: Annotated[int, Meta(ge=1, le=DEEPEST)] = 5
     """R: gated resnets per block."""
     n_mix: Size = 10
     """K: logistic components per pixel."""
@@ -91,13 +91,13 @@ class ModelConfig:
     fourier_features: Annotated[int, Meta(ge=0, le=OCTAVES)] = 0
     """Octaves of Fourier features, 0 to 8. They show the network exactly which byte a pixel is; for
     likelihood=discretized."""
-    head_filters: SizeOrNone = 0
+    head_filters: Annotated[int, Meta(ge=0, le=LARGEST)] = 0
     """M: channels of a hidden layer of the head, which sees the four pixels around directly; 0 for
     none."""
     smoothing_scale: float = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
     own scale."""
-    context_layers: SizeOrNone = 4
+    context_layers: Annotated[int, Meta(ge=0, le=DEEPEST)] = 4
     """Gated resnets in the encoder of conditioning="concat"."""
     context_filters: Size | None = None
     """Channels of that encoder; None for n_filters."""

@@ -40,7 +40,7 @@ from dsmooth.evaluate.probe import (
 from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import find
-from dsmooth.pretrained.runs import RunFolder, Step, entry_line
+from dsmooth.pretrained.runs import RunFolder, Step, WeightsSettings, entry_line
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, grid, settings_table
@@ -132,7 +132,9 @@ def pack(runs: Path, folder: Path) -> None:
         write_atomically(target.log, "".join(map(entry_line, entries)).encode())
         network = dsmooth.load(source.path).networks[config.role].half()
         assert network.record is not None  # a run that is finished has one
-        target.write_weights(network, config, size, **asdict(network.record))
+        record = asdict(replace(network.record, weights_sha256=weights_digest(network)))
+        settings = WeightsSettings.of_run(config, size, **record)
+        target.write_weights({config.role: network}, settings)
 
 
 def write_card(

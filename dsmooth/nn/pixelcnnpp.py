@@ -244,16 +244,10 @@ class PixelCNNpp(Pretrained):
     def summary(self) -> str:
         """The settings that matter most, in one line."""
         config = self.config
-        optional = (
-            (f" with {config.n_atoms} atoms", config.atoms),
-            (f", {config.fourier_features} octaves", config.fourier_features),
-            (f", M {config.head_filters}", config.head_filters),
-            (f", {config.n_classes} classes", config.n_classes),
-        )
         return (
             f"{sum(p.numel() for p in self.parameters()):,} parameters, F {config.n_filters}, "
-            f"R {config.n_resnet}, K {config.n_mix}, {config.conditioning}, {config.likelihood}"
-            + "".join(words for words, is_set in optional if is_set)
+            f"R {config.n_resnet}, K {config.n_mix}, {config.conditioning}, {config.likelihood}, "
+            f"{config.n_classes or 'no'} classes"
         )
 
     def _seen(self, x: Tensor) -> Tensor:

@@ -40,36 +40,14 @@ def load_network(
 
     Raises ValueError, naming the source, for weights of another shape.
     """
-    network = outline(config, tensors, str(source), kind)
+    with torch.device("meta"):
+        network = kind(config)
     outlines = network.state_dict()
     check_tensors(outlines, tensors, str(source))
     # Assigned, not copied into an empty network: torch would import sympy for that.
     copies = {name: tensor.to(outlines[name].dtype, copy=True) for name, tensor in tensors.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
-
-
-TENSORS_PER_RESNET = 99  # of one additional gated resnet per block
-
-
-def outline(
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    source: str,
-    kind: type[PixelCNNpp] = PixelCNNpp,
-) -> PixelCNNpp:
-    """A network on the device "meta", without memory.
-
-    Raises ValueError, naming `source`, if there are too few `tensors` for its layers.
-    """
-    least = TENSORS_PER_RESNET * config.n_resnet
-    if len(tensors) < least:
-        raise ValueError(
-            f"{source} holds a model of another shape: it has {len(tensors)} tensors, "
-            f"n_resnet = {config.n_resnet} takes {least} and more"
-        )
-    with torch.device("meta"):
-        return kind(config)
 
 
 def check_weights(network: PixelCNNpp) -> None:

@@ -78,25 +78,12 @@ def download(name: str, **options: Any) -> Path:
         "What was read once with a network stays in the cache of huggingface_hub; otherwise give a "
         "folder that save_pretrained wrote"
     )
-    with _hub(f"{missing}, and the Hugging Face Hub does not give it", advice) as hub:
+    with hub_module(f"{missing}, and the Hugging Face Hub does not give it", advice) as hub:
         return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES, **options))
 
 
-def upload(folder: str, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload a folder to the model `repo_id`; returns the commit's address. Raises OSError if the
-    Hub refuses it."""
-    advice = "Writing needs a network and a token: `hf auth login`, or token="
-    with _hub(f"could not write {repo_id} on the Hugging Face Hub", advice) as hub:
-        api = hub.HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, allow_patterns=HUB_FILES, commit_message=message
-        )
-        return str(commit.commit_url)
-
-
 @contextmanager
-def _hub(failure: str, advice: str) -> Iterator[ModuleType]:
+def hub_module(failure: str, advice: str) -> Iterator[ModuleType]:
     """The module of the extra `hub`; any error inside becomes an OSError of one line.
 
     Raises ModuleNotFoundError without the extra.

@@ -16,7 +16,6 @@ from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet, WeightNormConv
-from ..nn.weights import outline
 from ..pixels import Likelihood
 
 # Patterns in the names of modules, and what the ports have in their place.
@@ -64,7 +63,8 @@ def load_pixelcnnpp(
     check_one_of("conditioning", conditioning, ("none", "stack"))
     check_one_of("likelihood", likelihood, ("continuous", "discretized"))
     state = _with_port_names(source)
-    model = outline(_config_of(state, conditioning, likelihood), state, "the checkpoint")
+    with torch.device("meta"):
+        model = PixelCNNpp(_config_of(state, conditioning, likelihood))
     weights: dict[str, Tensor] = {}
 
     def take(key: str, shape: torch.Size) -> Tensor:

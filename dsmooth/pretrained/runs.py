@@ -173,17 +173,15 @@ class RunFolder:
         """Write the settings, the version of dsmooth and the image size."""
         write_json(self.config, {"dsmooth": __version__, SIZE: image_size, **asdict(config)})
 
-    def write_weights(
-        self, network: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int], **record: Any
-    ) -> None:
-        """Write the weights of the run with their settings and record.
+    def write_weights(self, networks: Mapping[Role, PixelCNNpp], settings: WeightsSettings) -> None:
+        """Write networks and their settings as one file, by one rename.
 
-        record: as in `WeightsSettings.of_run`. The time stays in the log: files are a function of
-        the settings and the images.
+        Of several networks the names of tensors begin with the role.
         """
-        record |= {"weights_sha256": weights_digest(network)}
-        settings = WeightsSettings.of_run(config, image_size, **record)
-        write_weights(self.weights, {config.role: network}, settings)
+        by_role = nn.ModuleDict({str(role): network for role, network in networks.items()})
+        tensors = (by_role if len(networks) > 1 else next(iter(networks.values()))).state_dict()
+        text = json_text({"dsmooth": __version__, **asdict(settings)})
+        write_tensors(self.weights, tensors, {SETTINGS_KEY: text})
 
     def read_weights(
         self, kind: type[PixelCNNpp] = PixelCNNpp
@@ -236,7 +234,9 @@ class RunFolder:
                 map(Path.exists, (self.log, self.checkpoint, self.earlier_checkpoint))
             ):
                 raise ValueError(f"{self.path} already holds weights; choose another folder")
-            self.write_weights(model, config, image_size)
+            digest = weights_digest(model)
+            settings = WeightsSettings.of_run(config, image_size, weights_sha256=digest)
+            self.write_weights({config.role: model}, settings)
             self.write_config(config, image_size)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
@@ -276,16 +276,3 @@ def run_config(values: Mapping[str, object], path: Path) -> TrainConfig:
     """The settings in `values`, the content of `path`, with an image size or without."""
     settings = {key: value for key, value in values.items() if key not in ("dsmooth", SIZE)}
     return structured(settings, TrainConfig, path)
-
-
-def write_weights(
-    path: Path, networks: Mapping[Role, PixelCNNpp], settings: WeightsSettings
-) -> None:
-    """Write networks and their settings as one file, by one rename.
-
-    Of several networks the names of tensors begin with the role.
-    """
-    by_role = nn.ModuleDict({str(role): network for role, network in networks.items()})
-    tensors = (by_role if len(networks) > 1 else next(iter(networks.values()))).state_dict()
-    text = json_text({"dsmooth": __version__, **asdict(settings)})
-    write_tensors(path, tensors, {SETTINGS_KEY: text})

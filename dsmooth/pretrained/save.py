@@ -21,8 +21,8 @@ from ..results import COMPARABLE, BitsResult, bits_table
 from ..smoothing import SMOOTHINGS
 from ..text import render
 from ..work import read_result
-from .folders import upload
-from .runs import RunFolder, WeightsSettings, write_weights
+from .folders import HUB_FILES, hub_module
+from .runs import RunFolder, WeightsSettings
 
 CARD_FILE = "README.md"
 # A card with this line is overwritten with the weights; one without it was written by a person.
@@ -69,7 +69,7 @@ def save(
         OWN=OWN,
     )
     with lock_folder(run.path, "another process that saves weights"):
-        write_weights(run.weights, networks, settings)
+        run.write_weights(networks, settings)
         path = run.path / CARD_FILE
         is_own = path.is_file() and not path.is_symlink() and MARK.encode() in path.read_bytes()
         if is_own or not os.path.lexists(path):
@@ -92,9 +92,20 @@ def push(
     Raises ModuleNotFoundError without the extra "hub", OSError if the Hub does not take it, and
     ValueError for scores that do not fit.
     """
+    failure = f"could not write {repo_id} on the Hugging Face Hub"
+    advice = "Writing needs a network and a token: `hf auth login`, or token="
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder, **{"name": repo_id, **card})
-        return upload(folder, repo_id, private=private, token=token, message=commit_message)
+        with hub_module(failure, advice) as hub:
+            api = hub.HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                allow_patterns=HUB_FILES,
+                commit_message=commit_message,
+            )
+            return str(commit.commit_url)
 
 
 def _networks_of(model: Pretrained) -> dict[Role, PixelCNNpp]:

@@ -20,7 +20,8 @@ from ..data.own import split_own
 from ..distributed import from_first, gather, process_group, rank_and_size
 from ..files import lock_folder
 from ..machine import choose_device, keep_freed_memory, torch_threads
-from ..pretrained.runs import End, Interrupted, RunFolder
+from ..nn.weights import weights_digest
+from ..pretrained.runs import End, Interrupted, RunFolder, WeightsSettings
 from ..progress import LOG, lines_shown
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
@@ -216,15 +217,16 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
     """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
     bits = evaluate(state, test_set)
     save_checkpoint(run, state)
-    run.write_weights(
-        state.averaged,
+    settings = WeightsSettings.of_run(
         state.config,
         test_set.image_size,
+        weights_sha256=weights_digest(state.averaged),
         data_sha256=replace(state.train_set, labels=None).digest,
         images=state.images_seen,
         loss=log.loss_name,
         bits_per_dim=bits,
     )
+    run.write_weights({state.config.role: state.averaged}, settings)
     samples = sample_grid(state, test_set)
     log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits

@@ -22,7 +22,6 @@ from dsmooth.pretrained.runs import (
     TrainingRecord,
     WeightsSettings,
     entry_line,
-    write_weights,
 )
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
@@ -174,7 +173,7 @@ def test_two_halves_of_different_training(tmp_path: Path, change: str, caplog: A
         training = {role: TrainingRecord(**record, weights_sha256="")}
         networks = {role: model.config}
         found = WeightsSettings("gaussian", networks=networks, training=training, **settings)
-        write_weights(tmp_path / role / "model.safetensors", {role: model}, found)
+        RunFolder(tmp_path / role).write_weights({role: model}, found)
     folders = tmp_path / "noisy", tmp_path / "denoiser"
     if change.startswith("data") or change == "unknown":
         dsmooth.load(*folders)
@@ -331,7 +330,9 @@ def test_a_card_has_no_numbers_of_other_weights(folders: dict[str, Path], tmp_pa
     """The record is of other weights: it is not shown here or in copies."""
     for role in ("noisy", "denoiser"):
         run, model = RunFolder(tmp_path / role), dsmooth.load(folders[role]).model
-        run.write_weights(model, *RunFolder(folders[role]).read_config(), bits_per_dim=1.5)
+        record = {"weights_sha256": weights_digest(model), "bits_per_dim": 1.5}
+        settings = WeightsSettings.of_run(*RunFolder(folders[role]).read_config(), **record)
+        run.write_weights({role: model}, settings)
     pair = dsmooth.load(tmp_path / "noisy", tmp_path / "denoiser").pair
     for name in ("same", "tuned", "copy"):
         if name == "tuned":
