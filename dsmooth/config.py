@@ -270,6 +270,26 @@ class TrainConfig(RunSettings):
 
 
 @dataclass(frozen=True)
+class TrainingRecord:
+    """The training that weights come from. Fields are None where that is unknown.
+
+    data, data_sha256: the training images, by name and digest. images: seen in training. loss: what
+    bits_per_dim, of held-out images, are. clean_noise: as in `TrainConfig`. weights_sha256:
+    the digest of the weights.
+    """
+
+    data: str
+    seed: int
+    clean_noise: float
+    weights_sha256: str
+    data_sha256: str | None = None
+    images: int | None = None
+    seconds: float | None = None
+    loss: str | None = None
+    bits_per_dim: float | None = None
+
+
+@dataclass(frozen=True)
 class ProbeSettings:
     """The input of linear probes and the length of their training.
 

@@ -38,7 +38,7 @@ PLACE = {name: number for number, name in enumerate(NAMES)}
 FIND_BY_NAME = {"", "cli"}
 CALLS = {"import_module": FIND_BY_NAME, "__import__": FIND_BY_NAME, "torch.manual_seed": set()}
 # The one exception to the layers: the methods of networks that call `load` and `save` import them
-# inside the functions, and the type of a record for type checkers. Networks know no files.
+# inside the functions. Networks know no files.
 UP = ("nn.pretrained", {"pretrained"})
 IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = ("config.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors")

@@ -155,7 +155,11 @@ class GatedResnet(nn.Module):
             with without_autocast(condition.device.type):
                 image_bias = F.linear(condition, self.condition_weight)
         if any(_computes_its_own(conv) for conv in convs):
-            return self._by_calls(x, skip, image_bias, seed, first_image)
+            h = concat_elu(self._hidden(x, skip))
+            if self.training and self.dropout > 0:
+                settings = Settings("none", self.dropout, self.index, first_image)
+                h = drop(h, settings, draw_seed(x.device) if seed is None else seed)
+            return apply_gates(x, self.conv_out(h), image_bias)
         conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
         return gated_resnet(
             x,
@@ -171,21 +175,6 @@ class GatedResnet(nn.Module):
             layer=self.index,
             first_image=first_image,
         )
-
-    def _by_calls(
-        self,
-        x: Tensor,
-        skip: Skip,
-        image_bias: Tensor | None,
-        seed: Tensor | None,
-        first_image: int,
-    ) -> Tensor:
-        """The result of `forward` by calls of the convolutions."""
-        h = concat_elu(self._hidden(x, skip))
-        if self.training and self.dropout > 0:
-            settings = Settings("none", self.dropout, self.index, first_image)
-            h = drop(h, settings, draw_seed(x.device) if seed is None else seed)
-        return apply_gates(x, self.conv_out(h), image_bias)
 
     def _hidden(self, x: Tensor, skip: Skip) -> Tensor:
         h: Tensor = self.conv_in(concat_elu(x))

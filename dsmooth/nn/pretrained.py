@@ -7,14 +7,13 @@ depend on files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import Self
 
-if TYPE_CHECKING:
-    from ..pretrained.runs import TrainingRecord
+from ..config import TrainingRecord
 
 
 class Pretrained(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import msgspec
 from torch import nn
 
 from .._extension import __version__
-from ..config import ModelConfig, PositiveFloat, Role, SmoothingKind, TrainConfig
+from ..config import (
+    ModelConfig,
+    PositiveFloat,
+    Role,
+    SmoothingKind,
+    TrainConfig,
+    TrainingRecord,
+)
 from ..fields import difference
 from ..files import (
     json_text,
@@ -76,14 +84,6 @@ class End(LogEntry, frozen=True):
 AnyEntry = Start | Step | HeldOut | Interrupted | End
 
 
-def read_entry(line: bytes) -> LogEntry | None:
-    """Parse a line; None if it is not an entry, as some of earlier versions are not."""
-    try:
-        return msgspec.convert(json.loads(line), AnyEntry)
-    except (ValueError, RecursionError):
-        return None
-
-
 def entry_line(entry: LogEntry) -> str:
     """An entry as a line."""
     return json.dumps(msgspec.to_builtins(entry)) + "\n"
@@ -92,26 +92,6 @@ def entry_line(entry: LogEntry) -> str:
 SIZE = "height_and_width"  # in the settings of a run
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SETTINGS_KEY = "config"  # of the metadata of weights
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """The training that weights come from. Fields are None where that is unknown.
-
-    data, data_sha256: the training images, by name and digest. images: seen in training. loss: what
-    bits_per_dim, of held-out images, are. clean_noise: as in `TrainConfig`. weights_sha256:
-    `weights_digest` of the weights.
-    """
-
-    data: str
-    seed: int
-    clean_noise: float
-    weights_sha256: str
-    data_sha256: str | None = None
-    images: int | None = None
-    seconds: float | None = None
-    loss: str | None = None
-    bits_per_dim: float | None = None
 
 
 @dataclass(frozen=True)
@@ -250,8 +230,12 @@ class RunFolder:
 
     def read_log(self) -> list[LogEntry]:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
-        lines = self.log.read_bytes().splitlines() if self.log.is_file() else []
-        return [entry for entry in map(read_entry, lines) if entry is not None]
+        entries: list[LogEntry] = []
+        for line in self.log.read_bytes().splitlines() if self.log.is_file() else ():
+            # No entry is what is damaged, and some lines of earlier versions.
+            with suppress(ValueError, RecursionError):
+                entries.append(msgspec.convert(json.loads(line), AnyEntry))
+        return entries
 
     def history(self) -> list[LogEntry]:
         """The log without steps that a later start took back (those after the last checkpoint)."""
