@@ -44,11 +44,8 @@ def writing_nothing() -> Iterator[None]:
         _is_writer = before
 
 
-def write_atomically(path: str | Path, data: bytes, earlier: Path | None = None) -> None:
-    """Replace the content of `path`; after a crash or a full disk the old content remains.
-
-    earlier: the file that gets the old content, once all data are on the disk.
-    """
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Replace the content of `path`; after a crash or a full disk the old content remains."""
     if not _is_writer:
         return
     path = Path(path)
@@ -62,8 +59,6 @@ def write_atomically(path: str | Path, data: bytes, earlier: Path | None = None)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            if earlier is not None:
-                move(path, earlier)
             os.replace(temporary, path)
     except BaseException as error:  # also after Ctrl-C no partial file remains
         with suppress(OSError):
@@ -214,15 +209,10 @@ def _unknown(values: Any, known: Any) -> Iterator[str]:
                 yield from (f"{key}.{name}" for name in _unknown(value, known[key]))
 
 
-def write_tensors(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    earlier: Path | None = None,
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and string metadata as one safetensors file; see `write_atomically`."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, save(plain, dict(metadata)), earlier)
+    write_atomically(path, save(plain, dict(metadata)))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -46,7 +46,8 @@ def is_model(path: Path) -> bool:
 def find(name: str | Path, **hub: Any) -> Path:
     """The folder of `name`: a path, else packaged models, else "owner/name" on the Hub.
 
-    A folder with the name of packaged models that holds no networks does not hide them.
+    A folder with the name of packaged models that holds no networks does not hide them. Raises
+    FileNotFoundError, or OSError if the Hub does not give it.
     """
     path, folders = Path(name), packaged()
     folder = folders.get(str(name))
@@ -57,7 +58,14 @@ def find(name: str | Path, **hub: Any) -> Path:
     if folder is not None:
         return folder
     if may_be_on_hub(path):
-        return download(str(name), **hub)
+        missing = f"there is no folder {path} here"  # the name may be a path that was mistyped
+        LOG.warning("%s: reading %s of the Hugging Face Hub", missing, path)
+        advice = (
+            "What was read once with a network stays in the cache of huggingface_hub; otherwise "
+            "give a folder that save_pretrained wrote"
+        )
+        with hub_module(f"{missing}, and the Hugging Face Hub does not give it", advice) as module:
+            return Path(module.snapshot_download(str(path), allow_patterns=HUB_FILES, **hub))
     raise FileNotFoundError(
         f"there is no {path}, and the package has no models of that name (it has "
         f"{', '.join(folders)})"
@@ -67,19 +75,6 @@ def find(name: str | Path, **hub: Any) -> Path:
 def may_be_on_hub(path: Path) -> bool:
     """Whether `path` is an "owner/name" whose owner is not a folder here."""
     return HUB_ID.fullmatch(str(path)) is not None and not path.parent.exists()
-
-
-def download(name: str, **options: Any) -> Path:
-    """The folder in the Hub's cache. Raises OSError if the Hub does not give it."""
-    # The name may be a path that was mistyped.
-    missing = f"there is no folder {name} here"
-    LOG.warning("%s: reading %s of the Hugging Face Hub", missing, name)
-    advice = (
-        "What was read once with a network stays in the cache of huggingface_hub; otherwise give a "
-        "folder that save_pretrained wrote"
-    )
-    with hub_module(f"{missing}, and the Hugging Face Hub does not give it", advice) as hub:
-        return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES, **options))
 
 
 @contextmanager

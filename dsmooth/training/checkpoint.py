@@ -46,7 +46,8 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    write_tensors(run.checkpoint, tensors, metadata, run.earlier_checkpoint)
+    move(run.checkpoint, run.earlier_checkpoint)
+    write_tensors(run.checkpoint, tensors, metadata)
 
 
 def newest_checkpoint(run: RunFolder) -> Checkpoint:
