@@ -90,6 +90,5 @@ def render(template: Path, **values: object) -> str:
         "thousands": "{:,}".format,
         "json": json.dumps,
         "plain": plain_text,
-        "escape_control": escape_control,
     }
     return pages.get_template(template.name).render(values)
