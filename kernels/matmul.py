@@ -130,7 +130,7 @@ def matmul(
 
 
 @triton.jit
-def load_block(ptrs, mask, WHOLE: tl.constexpr, CACHE: tl.constexpr = ""):
+def load_block(ptrs, mask, WHOLE: tl.constexpr, CACHE: tl.constexpr):
     """A block of numbers, masked unless all of them exist."""
     if WHOLE:
         return tl.load(ptrs, cache_modifier=CACHE)
@@ -142,9 +142,9 @@ def load_block(ptrs, mask, WHOLE: tl.constexpr, CACHE: tl.constexpr = ""):
 def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """A block of weights (columns, K); WHOLE: all of its K numbers exist."""
     if N % BLOCK != 0:
-        return load_block(ptrs, mask_k & (offs_n < N)[:, None], WHOLE=False)
+        return load_block(ptrs, mask_k & (offs_n < N)[:, None], WHOLE=False, CACHE="")
     else:
-        return load_block(ptrs, mask_k, WHOLE=WHOLE)
+        return load_block(ptrs, mask_k, WHOLE=WHOLE, CACHE="")
 
 
 @triton.jit
@@ -197,6 +197,7 @@ def weight_gradient_tile(
         k = tl.where(k < TAPS * C, tapped, k)
     first_tap = G.taps.top * pitch + G.taps.left
     offset = offset_of(k, first_tap, pitch, plane_stride, C=C, PLANES=PLANES, G=G)
+    offset -= first_tap * C  # of the first tap from the row; added to `first`, Triton 3.6 spills
     if PART < C:
         # The compiler does not see that the columns of a part are contiguous.
         offset = tl.max_contiguous(tl.multiple_of(offset, 8), 8)
@@ -205,17 +206,17 @@ def weight_gradient_tile(
     acc, acc2 = zeros(BLOCK_M, G)
     rows = tl.arange(0, G.block_p)
     first = split * steps * G.block_p
-    e_ptrs = e_ptr + (first - first_tap) * C + (rows[:, None] * C + offset[None, :])
+    e_ptrs = e_ptr + first * C + (rows[:, None] * C + offset[None, :])
     g_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n[None, :])
     if G.n2 > 0:
         offs_n2 = first_n + G.n1 + tl.arange(0, G.n2)
         g2_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n2[None, :])
     for _ in range(tl.minimum(steps, blocks - split * steps)):
         e = load_block(e_ptrs, mask_k[None, :], WHOLE=K % BLOCK_M == 0, CACHE=".ca")
-        g = load_block(g_ptrs, (offs_n < D)[None, :], WHOLE=D % BLOCK_N == 0)
+        g = load_block(g_ptrs, (offs_n < D)[None, :], WHOLE=D % BLOCK_N == 0, CACHE="")
         acc = tl.dot(tl.trans(e), g, acc, input_precision=G.precision, out_dtype=G.acc)
         if G.n2 > 0:
-            g = load_block(g2_ptrs, (offs_n2 < D)[None, :], WHOLE=D % BLOCK_N == 0)
+            g = load_block(g2_ptrs, (offs_n2 < D)[None, :], WHOLE=D % BLOCK_N == 0, CACHE="")
             acc2 = tl.dot(tl.trans(e), g, acc2, input_precision=G.precision, out_dtype=G.acc)
             g2_ptrs += G.block_p * D
         e_ptrs += G.block_p * C

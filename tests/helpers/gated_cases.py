@@ -159,8 +159,9 @@ def assert_as_good(
     got: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], eps: float
 ) -> None:
     """The error against float64 is at most twice that of eager, and a band of rounding errors of
-    the largest value: sums of a few terms may be lucky, and in float64 the judge is rounded."""
-    band = (40 if eps == EPS[torch.float64] else 12) * eps
+    the largest value: sums of a few terms may be lucky, dropout multiplies numbers by up to ten,
+    and in float64 the judge is rounded."""
+    band = (40 if eps == EPS[torch.float64] else 20) * eps
     for name, expected in exact.items():
         assert got[name].dtype == eager[name].dtype, name
         assert got[name].shape == expected.shape, name

@@ -69,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
     "grey in float32": {"filters": 4, "n": 1},
     "grey, two fragments of images": {"filters": 4, "bf16": True, "n": 9},
     # 104 rows by 80 columns of a gate are 9 tall tiles, one for each warp and more.
-    "grey, tall tiles of rows": {"filters": 34, "bf16": True, "n": 13, "width": 8, **DISCRETIZED},
+    "grey, tall tiles of rows": {"filters": 34, "bf16": True, "n": 13, "width": 8},
     "grey by classes": {"filters": 12, "bf16": True, "n": 2, "n_classes": 3},
     "grey guided": {
         "filters": 4, "bf16": True, "n": 4, "max_slice": 2, "n_classes": 3, "guidance": 0.5,

@@ -298,16 +298,6 @@ def test_every_sampler_draws_from_the_model_that_it_is_given(change, reason, cap
     torch.testing.assert_close(forced, x)
 
 
-@pytest.mark.full  # it imports the compiler
-def test_a_compiled_model_is_sampled_by_its_own() -> None:
-    compiled: Any = torch.compile(network())
-    for use in (
-        lambda: sample_images(compiled, 1, height=4, width=4),
-        lambda: CachedSampler(compiled),
-    ):
-        refuses(r"got OptimizedModule: pass model\._orig_mod$", use, error=TypeError)
-
-
 def test_the_mode_of_the_model_is_never_touched() -> None:
     """Another thread may be training it; samples are drawn without dropout."""
     model, modes = network().train().float(), set[tuple[bool, bool]]()
