@@ -23,8 +23,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "atoms": {"likelihood": "discretized", "atoms": "all"},
 }
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-# Times that an error may be eager PyTorch's. The interpreter's exp and log are NumPy's, which on some
-# processors are up to 26 times less exact than PyTorch's.
+# Times that an error may be eager PyTorch's. The interpreter's exp and log are NumPy's, on some
+# processors up to 26 times less exact.
 RATIO = 32 if INTERPRETED else 2
 
 INSTRUCTION_SETS = _extension.instruction_sets()
