@@ -40,22 +40,10 @@ from tests.helpers.report_checks import check_self_contained, without_plots
 from tests.helpers.tiny_runs import tiny
 
 IMAGES = 160
-FILES = {
-    "samples": "samples/two-step.npz",
-    "bits-per-dim": "bits_per_dim.json",
-    "frechet": "frechet.json",
-    "probes": "probes.json",
-    "receptive-field": "receptive_field.json",
-}
 
 
 def reproduce(out: Path, *runs: TrainConfig, **options: object) -> int:
     return command.reproduce(Reproduce(out=out, **{"count": 9, **options}), runs)
-
-
-def stamps(out: Path) -> dict[str, int]:
-    there = {stage: out / name for stage, name in FILES.items() if (out / name).exists()}
-    return {stage: path.stat().st_mtime_ns for stage, path in there.items()}
 
 
 def reported_in(out: Path) -> Report:
@@ -203,17 +191,6 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     for title in ("Linear probes", "Receptive fields", "Fréchet distance"):
         assert f"<h2>{title}</h2>" in page
     assert str(reported) not in (reported / "results.json").read_text()
-
-
-@pytest.mark.parametrize("stage", [None, "samples", "frechet"])
-def test_only_a_stage_whose_file_was_deleted_is_repeated(given, again, stage) -> None:
-    before, results = stamps(again), (again / "results.json").read_bytes()
-    if stage is not None:
-        (again / FILES[stage]).unlink()
-    assert reproduce(again, models=given) == 0
-    after = stamps(again)
-    assert {name for name in after if after[name] != before[name]} == {stage} - {None}
-    assert (again / "results.json").read_bytes() == results
 
 
 def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path: Path) -> None:

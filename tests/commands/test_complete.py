@@ -91,4 +91,3 @@ def test_the_labels_of_the_images_by_themselves(monkeypatch: pytest.MonkeyPatch)
     for name, expected in (("own", label), ("drawn", None)):
         completed = pair.complete(x, draws=2, label=expected, precision="float32")
         assert np.array_equal(read_npz(Path(f"{name}.npz"))["x"], completed.numpy())
-    assert run("complete", "pair", "--label", "own", "--out", "x.npz") == 1

@@ -54,14 +54,6 @@ def test_bits_of_runs_and_of_a_saved_pair(place: Path, capsys, monkeypatch) -> N
     assert difference.value == pytest.approx(bound - exact, abs=1e-9)
     assert f"paired over images: {difference.value:.4f} ± {difference.error:.4f}" in printed
 
-    # The saved pair knows its data, but not their folder.
-    complains(
-        capsys,
-        '"folder" needs the folder of its files; to name it, set --data-dir',
-        "evaluate",
-        "bpd",
-        "pair",
-    )
     again = measured("bpd", "pair", "--data-dir", "images", "--limit", "3", "--batch-size", "2")
     assert again.data.n_images == 3
     assert again.plain is None
@@ -100,8 +92,6 @@ def test_a_folder_of_other_images_is_measured_as_a_whole(place: Path, capsys) ->
         data = measured("bpd", *words.split(), "--batch-size", "30", "--n-noise", "1").data
         assert (data.split, data.n_images) == (split, count)
         assert f"{split}: {data.n_images} images" in " ".join(capsys.readouterr().out.split())
-    message = "--split must be one of train, test, got 'all'"
-    complains(capsys, message, *["evaluate", "bpd", "mnist", "--split", "all"])
 
 
 def test_the_noise_of_the_target_is_that_of_training(place: Path) -> None:

@@ -125,8 +125,3 @@ def wait_for_all(processes: Sequence[ForkedPython]) -> list[str]:
         assert process.returncode == 0, errors
         outputs.append(output)
     return outputs
-
-
-def run_script(script: Path, size: int, arguments: Sequence[str], folder: Path) -> None:
-    """Run a script by so many ranks; they end well."""
-    wait_for_all(start_ranks(size, arguments, folder, RUN.format(str(script))))

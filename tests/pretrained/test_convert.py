@@ -76,14 +76,6 @@ def test_a_denoiser_and_a_likelihood_are_named() -> None:
     assert (denoiser.config.likelihood, noisy.config.likelihood) == ("discretized", "continuous")
 
 
-def test_other_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"No such file .*missing\.safetensors"):
-        dsmooth.load_pixelcnnpp(tmp_path / "missing.safetensors")
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(GOLDEN.read_bytes()[:1000])
-    refuses(r"damaged\.safetensors is not a readable safetensors", dsmooth.load_pixelcnnpp, damaged)
-
-
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [

@@ -182,18 +182,6 @@ def test_two_halves_of_different_training(tmp_path: Path, change: str, caplog: A
         refuses("do not fit together: .*Smoothing", dsmooth.load, *folders)
 
 
-def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
-    save, mine = tiny_pair().save_pretrained, tmp_path / "mine"
-    save_run(mine, "noisy")
-    refuses(
-        r"no network in .*, which has the runs mine: give",
-        read_pair,
-        tmp_path,
-        error=FileNotFoundError,
-    )
-    refuses(r"mine is the folder of a training run", save, mine)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("runs")
@@ -201,8 +189,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         role: save_run(base / role, role, clean_noise=0.25 if role == "denoiser" else 0.0)
         for role in ("noisy", "denoiser", "plain")
     }
-    folders["large"] = save_run(base / "large", "plain", size=12)
-    folders["pair"] = base / "pair"
+    folders["large"] = save_run(base / "inner" / "large", "plain", size=12)
+    folders["inner"], folders["pair"] = base / "inner", base / "pair"
     dsmooth.load(folders["noisy"], folders["denoiser"]).pair.save_pretrained(folders["pair"])
     return folders
 
@@ -243,10 +231,13 @@ def test_networks_come_in_the_order_of_the_roles(folders, names, roles) -> None:
         (["noisy", "noisy"], "holds a second noisy model; give a saved pair"),
         (["pair", "noisy"], "give a saved pair"),
         (["pair", "large"], r"images of .*\(12, 12\)"),
+        (["inner"], "no network in .*, which has the runs large: give"),
     ],
 )
 def test_other_combinations_are_refused(folders, names, message) -> None:
-    refuses(message, dsmooth.load, *(folders[name] for name in names))
+    errors = (ValueError, FileNotFoundError)
+    refuses(message, dsmooth.load, *(folders[name] for name in names), error=errors)
+    refuses("noisy is the folder of a training run", tiny_pair().save_pretrained, folders["noisy"])
 
 
 @pytest.mark.quick

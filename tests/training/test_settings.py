@@ -22,7 +22,7 @@ from dsmooth.training import Evaluation, loop, train
 from dsmooth.training.checkpoint import check_same_run
 from dsmooth.training.settings import complete
 from dsmooth.training.step import StepResult, TrainState, scheduled
-from tests.helpers.command_runs import complains, settings_of
+from tests.helpers.command_runs import settings_of
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -76,26 +76,6 @@ def test_the_next_command_draws_each_class_of_a_model(role: Role, classes: bool)
 def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> None:
     assert setting_of_text(text) == (name, value)
     assert with_settings(preset("mnist", "denoiser"), dict([setting_of_text(text)]))
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--set warmup=3", "got warmup=3: did you mean warmup_images?"),
-        ("--set ema", "--set takes NAME=VALUE of a setting, got ema"),
-        ("--set role=plain", "--set takes NAME=VALUE of a setting, got role=plain"),
-        ("--set ema=much", "`ema` must be a number >= 0 and < 1, got 'much'"),
-        (f"--seed {2**64}", "--seed must lie in 0 .. 18446744073709551615, got"),
-        ("--set seed=3 --seed 4", "seed was given twice: leave one out"),
-        ("--label-dropout 0.5 --images 8", "--label-dropout needs a model with classes: set --cl"),
-        ("--data folder --image-size 6 --images 8", "--image-size must be a positive multiple"),
-        ("--data folder --images 8", "set --data-dir"),
-        ("--device gpu --images 8", "--device must be one of cpu"),
-    ],
-)
-def test_a_wrong_setting_is_named(words: str, message: str, capsys) -> None:
-    complains(capsys, message, "train", "noisy", *words.split())
 
 
 @pytest.mark.quick
