@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from dsmooth import _extension
 from dsmooth.functional import Shift, concat_elu, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
-from dsmooth.functional.gated_resnet_op import backward_op, forward_op, gated_resnet_op
+from dsmooth.functional.gated_resnet_op import forward_op
 from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, Settings
 from dsmooth.machine import torch_threads
 from dsmooth.nn.layers import GatedResnet
@@ -33,12 +33,10 @@ from tests.helpers.gated_cases import (
     assert_as_good,
     call,
     each_dtype,
-    each_fast_impl,
     each_impl,
     make_case,
     needs_extension,
 )
-from tests.helpers.triton_canaries import guarded, guarded_memory
 
 IMPL = "triton" if INTERPRETED else "native"
 FLOATS = [name for name in Operands._fields if name not in (*IMAGES, "seed")]
@@ -80,34 +78,6 @@ def test_as_good_as_eager(shift, size, filters, skips, dropout, dtype, impl) -> 
     assert_as_good(case.run(impl, dtype), eager, exact, EPS[dtype])
 
 
-@each_fast_impl
-@each_dtype
-@pytest.mark.parametrize("layout", ["nchw", "every second column", "transposed"])
-def test_strides_do_not_matter(layout, dtype, impl) -> None:
-    """Those of images to no bit; those of weights and gains to the order of sums."""
-    case = make_case(size=(2, 3, 4), filters=4, skip_channels=(4, 2), gains=True)
-    plain = case.run(impl, dtype, STRIDES["channels_last"])
-    for band, prepared in ((0, IMAGES), (8, (*IMAGES, *FLOATS))):
-        got = case.run(impl, dtype, STRIDES[layout], prepared=prepared)
-        for name, value in plain.items():
-            atol = band * EPS[dtype] * value.abs().max().item()
-            torch.testing.assert_close(got[name], value, rtol=0, atol=atol, msg=name)
-
-
-@needs_extension
-@each_dtype
-def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
-    options = {"gains": True, "image_bias": True}
-    case = make_case(size=(7, 9, 14), filters=12, skip_channels=(12,), dropout=0.5, **options)
-    results = []
-    for threads in (1, 2, 3):
-        with torch_threads(threads):
-            results.append(case.run("native", dtype))
-    for result in results[1:]:
-        for name, value in result.items():
-            assert torch.equal(value, results[0][name]), name
-
-
 @needs_extension
 @pytest.mark.parametrize("threads", [1, 2])
 def test_denormal_gradients_are_zero(threads: int) -> None:
@@ -120,20 +90,6 @@ def test_denormal_gradients_are_zero(threads: int) -> None:
     assert results.pop("y").all()
     assert not any(grad.any() for grad in results.values())
     assert denormal * torch.ones(()) == 2.0**-130
-
-
-@pytest.mark.grid
-@each_dtype
-@pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else SETS)
-def test_no_access_is_out_of_bounds(impl, dtype) -> None:
-    """Nor before it is written: new memory is NaN, and so are canaries around all that is used."""
-    case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
-    plain = case.run(impl, dtype)
-    with guarded_memory() as allocated:
-        got = case.run(impl, dtype, guarded)
-    assert len(allocated) > (20 if impl == "triton" else 7)
-    for name, value in plain.items():
-        assert torch.equal(got[name], value), name
 
 
 @each_impl
@@ -246,55 +202,6 @@ def test_the_generator_decides_the_dropout(impl: str) -> None:
         torch.manual_seed(1)
         assert torch.equal(block(x), first)
     assert not torch.equal(first, second)
-
-
-@pytest.mark.grid
-@needs_extension
-@each_dtype
-@pytest.mark.parametrize("skips", [(), (4, 3)])
-def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
-    case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True, image_bias=bool(skips))
-    given, settings = case.operands(dtype), case.settings
-    _, *saved = forward_op(*given, *settings, IMPL, True)
-    grad_y = case.grad_y.to(dtype)
-    for save in (True, False):
-        torch.library.opcheck(forward_op, (*given, *settings, IMPL, save))
-    named = [(name, t is not None and name != "seed") for name, t in given._asdict().items()]
-    for part in ("", "skip"):  # all gradients, or those of the skips alone
-        needs = [is_given and name.startswith(part) for name, is_given in named]
-        inputs = grad_y, *saved, *given, *settings, IMPL, True, needs
-        torch.library.opcheck(backward_op, inputs)
-
-
-@each_fast_impl
-def test_a_second_derivative_is_refused(impl: str) -> None:
-    case = make_case(size=(1, 1, 1), filters=1)
-    given = case.operands(torch.float64)
-    given.x.requires_grad_()
-    y = gated_resnet_op(given, case.settings, impl=impl)
-    (grad,) = torch.autograd.grad(y.sum(), given.x, create_graph=True)
-    refuses("differentiated twice", grad.sum().backward, error=NotImplementedError)
-
-
-@each_fast_impl
-def test_a_gradient_does_not_depend_on_which_others_are_wanted(impl: str) -> None:
-    """Nor on whether any weight's is: in part or wholly frozen networks have the same bits."""
-    case = make_case("down", (1, 3, 4), 4, (4, 2), 0.5, gains=True, image_bias=True)
-    given = case.operands(torch.float64)
-    names = [name for name, t in given._asdict().items() if t is not None and name != "seed"]
-
-    def gradients(wanted: list[str]) -> dict[str, Tensor]:
-        for name in names:
-            getattr(given, name).requires_grad_(name in wanted)
-        y = gated_resnet_op(given, case.settings, impl=impl)
-        leaves = [getattr(given, name) for name in wanted]
-        return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
-
-    together = gradients(names)
-    images = ["x", "skip", "skip_2", "image_bias"]
-    for wanted in (["skip_2", "conv_out"], ["x", "gain_nin"], ["bias_nin"], images, images[3:]):
-        for name, grad in gradients(wanted).items():
-            assert torch.equal(grad, together[name])
 
 
 GPU_SHAPES = [

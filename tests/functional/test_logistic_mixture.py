@@ -168,9 +168,10 @@ def test_as_exact_as_eager(size, n_mix, channels, mixture, last, dtype, run) -> 
     avoid_kink(params, channels, n_atoms(mixture))
     if n_atoms(mixture):
         raw_parts(params, channels, n_atoms(mixture))[:, :, 1].clamp_(-1, 1)
-    if last:
-        params = params.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    params = params.contiguous(memory_format=layout)
     got = run(x, params, mixture)
+    assert got[2].is_contiguous(memory_format=layout) or not INTERPRETED
     assert_as_exact_as_eager(got, x, params, **options_of(mixture))
 
 

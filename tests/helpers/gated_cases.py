@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -67,6 +68,21 @@ def call(given: Mapping[str, Any], **options: Any) -> Tensor:
     )
 
 
+@contextmanager
+def pinned(impl: str) -> Iterator[str]:
+    """Inside the block the ops of the extension run by the instruction set that `impl` may name
+    after a colon. Yields what comes before it."""
+    impl, _, instruction_set = impl.partition(":")
+    with pytest.MonkeyPatch.context() as patch:
+        if instruction_set:
+            names = ("gated_resnet_forward", "gated_resnet_backward", "logistic_mixture")
+            own = {name: getattr(_extension.extension(), name) for name in names}
+            for name, function in own.items():
+                own[name] = partial(function, instruction_set=instruction_set)
+            patch.setattr(_extension, "extension", lambda: SimpleNamespace(**own))
+        yield impl
+
+
 @dataclass
 class Case:
     """A block's inputs in float64, rounded to the dtype they will be computed in."""
@@ -84,17 +100,7 @@ class Case:
         given |= {n: prepare(given[n]).detach() for n in prepared if given[n] is not None}
         leaves = {n: t.requires_grad_() for n, t in given.items() if t is not None and n != "seed"}
         half = dtype in (torch.bfloat16, torch.float16)
-        impl, _, instruction_set = impl.partition(":")
-        with (
-            torch.autocast(device, dtype if half else None, enabled=half),
-            pytest.MonkeyPatch.context() as patch,
-        ):
-            if instruction_set:
-                names = ("gated_resnet_forward", "gated_resnet_backward")
-                own = (getattr(_extension.extension(), name) for name in names)
-                pinned = (partial(function, instruction_set=instruction_set) for function in own)
-                extension = SimpleNamespace(**dict(zip(names, pinned, strict=True)))
-                patch.setattr(_extension, "extension", lambda: extension)
+        with torch.autocast(device, dtype if half else None, enabled=half), pinned(impl) as impl:
             settings = self.settings._asdict()
             y = call(given | settings, impl=impl)
             y.backward(self.grad_y.to(device, y.dtype))

@@ -67,7 +67,7 @@ def guarded_memory() -> Iterator[list[Tensor]]:
             assert edge.isnan().all() if whole.is_floating_point() else (edge == 255).all()
 
 
-def guarded(tensor: Tensor) -> Tensor:
-    """A copy in channels_last, between canaries inside a `guarded_memory` block."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+def guarded(tensor: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    """A copy, images in this layout, between canaries inside a `guarded_memory` block."""
+    layout = layout if tensor.ndim == 4 else torch.contiguous_format
     return torch.empty(tensor.shape, dtype=tensor.dtype, memory_format=layout).copy_(tensor)

@@ -16,29 +16,14 @@ from dsmooth.kernels.expand import BLOCK_P, expand
 from dsmooth.kernels.geometry import PaddedImages, Settings, Taps, cdiv
 from dsmooth.nn.layers import GatedResnet
 from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of every implementation
-    test_a_gradient_does_not_depend_on_which_others_are_wanted,
-    test_a_second_derivative_is_refused,
     test_as_good_as_eager,
-    test_no_access_is_out_of_bounds,
     test_no_output_sees_a_later_pixel,
-    test_opcheck,
-    test_strides_do_not_matter,
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import INTERPRETED, make_case
 from tests.helpers.triton_canaries import guarded, guarded_memory
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
-
-# Each launches all kernels several times; the native op, whose operands are laid out by the same
-# function, is their witness in the default tier.
-for several in (
-    test_a_gradient_does_not_depend_on_which_others_are_wanted,
-    test_no_access_is_out_of_bounds,
-    test_opcheck,
-    test_strides_do_not_matter,
-):
-    pytest.mark.full(several)
 
 full = partial(pytest.param, marks=pytest.mark.full)
 pytestmark = pytest.mark.grid

@@ -20,14 +20,16 @@ from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants 
 from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invariants of every implementation
     test_a_graph_that_is_kept_gives_its_gradient_again,
     test_any_size,
-    test_any_strides_give_the_same,
     test_compiles_without_a_break,
     test_gradient_of_a_weighted_sum,
     test_nan_is_never_hidden,
+)
+from tests.functional.test_ops import (  # noqa: F401 - invariants of every implementation
+    test_a_gradient_does_not_depend_on_which_others_are_wanted,
+    test_a_second_derivative_is_refused,
     test_no_access_is_out_of_bounds,
-    test_only_the_wanted_gradient_is_computed,
     test_opcheck,
-    test_second_derivative_is_refused_not_lost,
+    test_strides_do_not_matter,
 )
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
