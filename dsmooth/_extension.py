@@ -11,7 +11,6 @@ import json
 import logging
 import os
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +37,9 @@ def _load() -> ModuleType | str:
     # several, torch's or the extension's, would wait for them for ever.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     try:
-        return import_module("dsmooth._C")
+        import dsmooth._C as module  # type: ignore[import-not-found] # which mypy cannot read
+
+        return module
     except ImportError as error:
         info = build_info()
         if info is None:
