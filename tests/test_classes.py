@@ -236,6 +236,7 @@ def test_the_labels_of_a_request() -> None:
     assert torch.equal(own.part(range(1, 4)).labels(three), label[1:4])
     assert Request(5, label=label.tolist()).part(range(1, 4)).labels(three).tolist() == [2, -1, 1]
     assert Request(5).labels(None) is None
+    refuses("`label` is missing: the model has 3 classes", Request(5).labels, three)
     refuses("`label` must lie in -1 .. 2, got 7", Request(5, label=7).labels, three)
     beyond = Request(2, label=torch.tensor([0, 3]))
     refuses("label` must lie in -1 .. 2, got 3", beyond.labels, three, "meta")  # as a GPU

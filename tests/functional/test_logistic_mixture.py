@@ -87,16 +87,6 @@ def test_golden_values(name: str, likelihood: str, impl: Any) -> None:
 
 
 @both_impls
-@each_likelihood
-@pytest.mark.parametrize("case", GOLDEN["scalar_one_component"])
-def test_golden_single_component(case: dict[str, float], likelihood: str, impl: Any) -> None:
-    x = torch.full((1, 1, 1, 1), case["byte"] / 127.5 - 1, dtype=torch.float64)
-    params = torch.tensor([0, case["mean"], case["log_scale"]], dtype=torch.float64)
-    got = log_prob_of(likelihood, impl)(x, params.view(1, 3, 1, 1)).item()
-    assert got == pytest.approx(case[likelihood], rel=1e-12, abs=1e-15)
-
-
-@both_impls
 @pytest.mark.parametrize("mixture", ["gaussian", "discretized", "atoms"])
 @pytest.mark.parametrize("shared", [1e8, -1e8, 320.0])
 def test_what_all_logits_share_changes_nothing(shared: float, mixture: str, impl: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsmooth._extension import instruction_sets
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, Mixture
 from dsmooth.nn import PixelCNNpp
@@ -16,6 +17,9 @@ from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, sequential_sample
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
+# Instruction sets with code of their own for the dtype.
+INSTRUCTION_SETS = [name for name in instruction_sets() if name not in ("avx512bf16", "amx")]
+BF16_INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512"]
 
 
 def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> Any:

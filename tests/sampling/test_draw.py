@@ -66,6 +66,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on cpu, got meta"),
     ({"temprature": 1}, "unexpected keyword argument 'temprature'"),
 ]
+OF_A_DENOISER: list[tuple[dict[str, Any], str]] = [
+    ({"context": None}, "context is missing"),
+    ({"context": X[:1]}, r"context must have shape \(2, 1, 8, 8\), got \(1, "),
+    ({"context": X.double()}, "context must be float32, got float64"),
+    ({"context": X.to("meta")}, "context must be on cpu, got meta"),
+]
 OF_A_REQUEST = {"seed", "first_index", "temperature", "guidance", "method"}
 
 
@@ -86,10 +92,13 @@ def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
         assert torch.equal(x, expected)
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_every_entry_point_checks(pair, arguments, message) -> None:
+@pytest.mark.parametrize(
+    ("role", "arguments", "message"),
+    [*(("noisy", *row) for row in MISTAKES), *(("denoiser", *row) for row in OF_A_DENOISER)],
+)
+def test_every_entry_point_checks(pair, role, arguments, message) -> None:
     names = set(arguments)
-    model, given = pair.noisy, {"n": 2, "height": 8, "width": 8, **arguments}
+    model, given = getattr(pair, role), {"n": 2, "height": 8, "width": 8, **arguments}
     doors: list[Any] = []
     if names <= OF_A_REQUEST:
         doors.append(lambda: Request(2, **arguments))
