@@ -24,7 +24,7 @@ from .nn.weights import in_evaluation
 from .progress import advance_to, portion
 from .sampling.request import Choices, Request, drawn_seed, known_pixels
 from .sampling.request import keep_top as top_rows
-from .sampling.two_step import draw
+from .sampling.two_step import draw, fitted
 from .smoothing import Smoothing
 from .work import batches
 
@@ -107,13 +107,13 @@ class SmoothedPair(Pretrained):
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
-        request, drawn = Request.make(n, method, **choices), []
+        request, drawn = fitted(self, Request.make(n, method, precision, **choices)), []
         if batch_size is not None:
             check_number("batch_size", batch_size)
         with torch_threads(threads):
             for part in batches(n, batch_size or n):
                 with portion(len(part) / n):
-                    drawn.append(draw(self, request.part(part), precision))
+                    drawn.append(draw(self, request.part(part)))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -163,9 +163,9 @@ class SmoothedPair(Pretrained):
         Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
-        request = Request.make(len(x_tilde), method, x_tilde, **choices)
+        request = Request.make(len(x_tilde), method, precision, x_tilde, **choices)
         with torch_threads(threads):
-            return draw(self, request, precision)
+            return draw(self, fitted(self, request))
 
     def single_step(
         self, x_tilde: Tensor, *, label: ClassLabel | None = None, guidance: float = 0.0

@@ -47,10 +47,10 @@ def complete(options: Complete) -> None:
     count = len(x) * draws
     checked_shape(count, *models.image_shape)
     known = known_pixels(x.to(device).repeat_interleave(draws, dim=0), mask.to(device), count)
-    request = request_of(models.model, options.drawing, count, known=known, **given)
+    request = request_of(models.model, options, count=count, known=known, **given)
     started = time.monotonic()
     with progress("completing", count):
-        completed = draw_all(models.model, request, options.execution.precision)
+        completed = draw_all(models.model, request)
     for path in options.out:
         write_completions(path, x, mask, completed, request.seed)
         print(f"wrote {printable(path)}")

@@ -16,7 +16,7 @@ from ..progress import progress
 from ..sampling.output import draw_all, draw_folder, drawing_device, write_images
 from ..sampling.request import Request, checked_shape, drawn_seed, precision_on
 from ..sampling.two_step import Model, fitted
-from .options import Drawing, Sample
+from .options import Complete, Sample
 
 
 def sample(options: Sample) -> None:
@@ -24,27 +24,23 @@ def sample(options: Sample) -> None:
     check_number("count", options.count)
     check_outputs(options.out)
     models = load(*options.models, device=drawing_device(options.execution.device))
-    first_index, drawing = options.first_index, options.drawing
-    request = request_of(models.model, drawing, options.count, first_index=first_index)
-    precision = precision_on(models.device, options.execution.precision)
+    request = request_of(models.model, options, first_index=options.first_index)
     started = time.monotonic()
     if not suffix_of(options.out[0]):
         settings = {
-            **vars(drawing),
+            **vars(options.drawing),
             "seed": request.seed,
-            "first_index": first_index,
+            "first_index": request.first_index,
             "device": models.device.type,
-            "precision": precision,
+            "precision": precision_on(models.device, request.precision),
             "models": models.identity(),
         }
         with progress("drawing", request.count):
-            drawn, diverged = draw_folder(
-                options.out[0], models.model, request, settings, precision
-            )
+            drawn, diverged = draw_folder(options.out[0], models.model, request, settings)
     else:
         checked_shape(request.count, *models.image_shape)
         with progress("drawing", request.count):
-            x = draw_all(models.model, request, precision)
+            x = draw_all(models.model, request)
         drawn, diverged = len(x), int(is_diverged(x).sum())
         for path in options.out:
             if path.suffix == ".png":
@@ -56,10 +52,12 @@ def sample(options: Sample) -> None:
     say_drawn(drawn, diverged, started, existing=request.count - drawn)
 
 
-def request_of(model: Model, drawing: Drawing, count: int, **given: Any) -> Request:
-    """The request of a command's options. given: other fields of it."""
-    seed = from_first(drawn_seed) if drawing.seed is None else drawing.seed
-    return fitted(model, Request(count, **{**vars(drawing), "seed": seed, **given}))
+def request_of(model: Model, options: Sample | Complete, **given: Any) -> Request:
+    """The request of a command's options, fitted to a model. given: other fields of it."""
+    fields = {"count": options.count, **vars(options.drawing), **given}
+    if fields["seed"] is None:
+        fields["seed"] = from_first(drawn_seed)
+    return fitted(model, Request(precision=options.execution.precision, **fields))
 
 
 def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:

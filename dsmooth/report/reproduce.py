@@ -32,6 +32,7 @@ from ..progress import progress
 from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
 from ..sampling.output import draw_all, write_images
 from ..sampling.request import Request, precision_on
+from ..sampling.two_step import fitted
 from ..smoothing import GaussianSmoothing
 from ..work import Record
 from .contents import Report, describe_machine, describe_model
@@ -162,9 +163,11 @@ class Stages:
         if from_first(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
         classes = model.classes
-        request = request if classes else replace(request, label=None)
+        label = request.label if classes else None
+        precision = self.choices.precision
+        request = fitted(model, replace(request, label=label, precision=precision))
         with progress(f"drawing {name}", request.count):
-            x = draw_all(model, request, self.choices.precision)
+            x = draw_all(model, request)
         save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
         write_images(path, x, request, classes)
         return x

@@ -239,14 +239,13 @@ def draw_network(
     request: Request,
     size: tuple[int, int],
     context: Tensor | None = None,
-    precision: Precision = "auto",
 ) -> Tensor:
     """The images (count, C, H, W) of a request, drawn by `CachedSampler` if it can run.
 
-    Otherwise they are drawn by one forward pass per pixel. precision: see `sample_images`.
+    Otherwise they are drawn by one forward pass per pixel.
     """
     weight, change = model.head.bias, changed_layer(model)
-    operands = precision_on(weight.device, precision)
+    operands = precision_on(weight.device, request.precision)
     if change is None and weight.dtype == torch.float64:
         change = "the weights are float64: .float() rounds"
     reason = change or sampler_obstacle(weight.device, operands)
@@ -254,7 +253,7 @@ def draw_network(
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:
         return packed_sampler(model, getattr(torch, operands)).run(request, size, context)
-    if precision == "bfloat16":
+    if request.precision == "bfloat16":
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     hint = "" if change else "; `dsmooth doctor` says more"
     warn_once("one forward pass per pixel: %s%s", reason, hint)
@@ -301,9 +300,9 @@ def sample_images(
     processor with AMX, an AMD processor with AVX512-BF16), else float32. Other arguments, result
     and errors: see `CachedSampler.sample`. A network is packed again if its weights have changed.
     """
-    request = Request.make(n, **choices)
+    request = Request.make(n, "two-step", precision, **choices)
     with torch_threads(threads):
-        return draw_network(model, request, (height, width), context, precision)
+        return draw_network(model, request, (height, width), context)
 
 
 def _free_memory() -> int:

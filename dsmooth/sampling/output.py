@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._extension import is_available
-from ..config import Classes, Precision
+from ..config import Classes
 from ..cuda import sampler_obstacle
 from ..data.pictures import BORDER, is_diverged, pil_images, png, save_grid
 from ..distributed import from_first
@@ -42,11 +42,11 @@ def drawing_device(name: str) -> torch.device:
     return device
 
 
-def draw_all(model: Model, request: Request, precision: Precision = "auto") -> Tensor:
-    """The images (count, C, H, W) of a request, on the CPU."""
+def draw_all(model: Model, request: Request) -> Tensor:
+    """The images (count, C, H, W) of a `fitted` request, on the CPU."""
 
     def drawn(part: range) -> Tensor:
-        return draw(model, request.part(part), precision).cpu()
+        return draw(model, request.part(part)).cpu()
 
     parts = batches(request.count, _chunk(model, request.count))
     return torch.cat([*map_parts(drawn, parts, in_threads=False)])
@@ -86,14 +86,11 @@ def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, se
 
 
 def draw_folder(
-    folder: Path,
-    model: Model,
-    request: Request,
-    description: Mapping[str, object],
-    precision: Precision = "auto",
+    folder: Path, model: Model, request: Request, description: Mapping[str, object]
 ) -> tuple[int, int]:
     """Draw the images that a folder lacks, each a PNG: 00000000.png is image 0, 8 bits per channel.
 
+    request: `fitted`.
     description: all that decides the images except their number, as JSON; ValueError for a folder
     of another one, or with other files. A file is written whole or not at all, so a stopped call
     can be repeated, also with more images. Diverged images are grey. Returns how many images were
@@ -104,7 +101,7 @@ def draw_folder(
         return folder / f"{request.first_index + number:08d}.png"
 
     def drawn(part: range) -> list[tuple[bytes, bool]]:
-        x = draw(model, request.part(part), precision)
+        x = draw(model, request.part(part))
         return [*zip(map(png, pil_images(x)), is_diverged(x).tolist(), strict=True)]
 
     diverged = 0

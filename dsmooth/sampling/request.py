@@ -93,14 +93,15 @@ class KnownPixels:
 class Request:
     """Images first_index .. first_index + count - 1 of the stream of `seed`.
 
-    method: see `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a pair to
-    denoise; by default the pair draws them. Other fields: see `Choices`.
+    method, precision: see `SmoothedPair.sample`. x_tilde: (count, C, H, W), noisy images for a
+    pair to denoise; by default the pair draws them. Other fields: see `Choices`.
     """
 
     count: int
     seed: int = 0
     first_index: int = 0
     method: Method = "two-step"
+    precision: Precision = "auto"
     temperature: float = 1.0
     known: KnownPixels | None = None
     label: Label = None
@@ -115,6 +116,7 @@ class Request:
         seed_words(self.seed)
         whole_index(self.first_index, self.count)
         check_one_of("method", self.method, get_args(Method))
+        check_one_of("precision", self.precision, get_args(Precision))
         if isinstance(label, PER_IMAGE) and len(label) != self.count:
             raise SettingError("label", f"must have {self.count} classes, got {len(label)}")
         plain = {
@@ -130,6 +132,7 @@ class Request:
         cls,
         count: int,
         method: Method = "two-step",
+        precision: Precision = "auto",
         x_tilde: Tensor | None = None,
         /,
         *,
@@ -153,6 +156,7 @@ class Request:
             count,
             drawn_seed() if seed is None else seed,
             method=method,
+            precision=precision,
             known=None if known is None or mask is None else known_pixels(known, mask, count),
             x_tilde=x_tilde,
             **choices,
@@ -171,7 +175,7 @@ class Request:
             return None if numbers is None else numbers.to(device)
         count = len(classes.names)
         if label == "each":
-            return (torch.arange(self.count, device=device) + first % count) % count
+            return (torch.arange(self.count, device=device) + first) % count
         word = image_words(
             self.count, 1, seed=self.seed, first_index=first, stream=Stream.CLASS, device=device
         )[:, 0, 0]
@@ -249,11 +253,7 @@ def drawn_seed() -> int:
 
 
 def precision_on(device: torch.device, precision: Precision) -> Precision:
-    """The precision of the cached sampler on `device`: "auto" is bfloat16 where it is faster.
-
-    Raises ValueError for another precision.
-    """
-    check_one_of("precision", precision, get_args(Precision))
+    """The precision of the cached sampler on `device`: "auto" is bfloat16 where it is faster."""
     if precision != "auto":
         return precision
     is_fast = sampler_obstacle(device) is None and has_fast_bfloat16(device)

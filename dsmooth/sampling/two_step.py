@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import Classes, Precision
+from ..config import Classes
 from ..data.pictures import is_diverged
 from ..fields import SettingError
 from ..nn import PixelCNNpp
@@ -44,27 +44,26 @@ ATTEMPTS, CHANCE = 16, 1e-12
 
 
 @torch.no_grad()
-def draw(model: Model, request: Request, precision: Precision = "auto") -> Tensor:
-    """Draw the images (count, C, H, W) of a request from a pair, or a network with an image size.
+def draw(model: Model, request: Request) -> Tensor:
+    """Draw the images (count, C, H, W) of a `fitted` request from a pair, or from one network.
 
     A pair first draws x~ ~ p(x~), or takes the request's, then draws x of each x~. An image is NaN
-    where its x~ diverged. precision: as in `SmoothedPair.sample`.
+    where its x~ diverged.
     """
-    request = fitted(model, request)
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
-        return draw_network(model, request, model.image_size, None, precision)
+        return draw_network(model, request, model.image_size)
     x_tilde = request.x_tilde
     steps = 1 if request.method == "noisy" or x_tilde is not None else 2
     if x_tilde is None:
         with portion(1 / steps):
-            x_tilde = draw_noisy(model, request, precision)
+            x_tilde = draw_noisy(model, request)
     if request.method == "noisy":
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, 1, 1, 1)
     denoise = denoise_by_mean if request.method == "single-step" else draw_clean
     with portion(1 / steps):
-        x = denoise(model, request, torch.where(diverged, 0.0, x_tilde), precision)
+        x = denoise(model, request, torch.where(diverged, 0.0, x_tilde))
     return torch.where(diverged, math.nan, x)
 
 
@@ -99,31 +98,30 @@ def fitted(model: Model, request: Request) -> Request:
     return replace(request, label=request.labels(model.classes, networks[0].device))
 
 
-def draw_noisy(pair: Pair, request: Request, precision: Precision) -> Tensor:
+def draw_noisy(pair: Pair, request: Request) -> Tensor:
     """x~ ~ p(x~); its known pixels are those of the request plus noise of the smoothing."""
     if request.known is not None:
         seed, first_index = request.seed, request.first_index
         noised = pair.smoothing.sample(request.known.images, seed=seed, first_index=first_index)
         request = replace(request, known=KnownPixels(noised, request.known.mask))
-    step = of_network(request, pair.noisy)
-    return draw_network(pair.noisy, step, pair.image_size, None, precision)
+    return draw_network(pair.noisy, of_network(request, pair.noisy), pair.image_size)
 
 
-def draw_clean(pair: Pair, request: Request, x_tilde: Tensor, precision: Precision) -> Tensor:
+def draw_clean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
     """x ~ p(x | x~), drawn again where it `disagrees` with x~ (docs/experiments/028).
 
     Every attempt has a seed of its own. Where all attempts disagree, the first is kept: so a hardly
     trained denoiser draws as it would with one attempt.
     """
     step = of_network(request, pair.denoiser)
-    x = draw_network(pair.denoiser, step, pair.image_size, x_tilde, precision)
+    x = draw_network(pair.denoiser, step, pair.image_size, x_tilde)
     wrong = disagrees(pair.smoothing, x, x_tilde)
     for attempt in range(1, ATTEMPTS + 1):
         for part in runs(wrong.nonzero().flatten().tolist(), len(x)):
             images = slice(part.start, part.stop)
             again = replace(step.part(part), seed=step.seed ^ attempt << 59)
             seen = x_tilde[images]
-            drawn = draw_network(pair.denoiser, again, pair.image_size, seen, precision)
+            drawn = draw_network(pair.denoiser, again, pair.image_size, seen)
             wrong[images] = disagrees(pair.smoothing, drawn, seen)
             x[images] = torch.where(wrong[images].view(-1, 1, 1, 1), x[images], drawn)
     return x
@@ -143,7 +141,7 @@ def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
     return (chance < CHANCE).any(1)
 
 
-def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor, _: Precision) -> Tensor:
+def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
     """E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula); known pixels are kept."""
     noisy, smoothing = pair.noisy, pair.smoothing
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise

@@ -201,8 +201,8 @@ def test_places_of_files_and_folders(tmp_path: Path) -> None:
 def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> None:
     draw_network, diverged = two_step.draw_network, list[int]()
 
-    def diverge(model: Any, request: Any, size: Any, context: Any, *rest: Any) -> torch.Tensor:
-        x = draw_network(model, request, size, context, *rest)
+    def diverge(model: Any, request: Any, size: Any, context: Any = None) -> torch.Tensor:
+        x = draw_network(model, request, size, context)
         if context is None:  # x~
             x[diverged, 0, 0, 0] = torch.inf
         return x
@@ -328,7 +328,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let image i be MADE[i], and a call draw at most three; the numbers of those drawn."""
     numbers: list[int] = []
 
-    def draw(_: object, request: Request, precision: str) -> Tensor:
+    def draw(_: object, request: Request) -> Tensor:
         part = range(request.first_index, request.first_index + request.count)
         numbers.extend(part)
         return MADE[part.start : part.stop]
