@@ -20,16 +20,14 @@ from dsmooth.functional.logistic_mixture import Mixture as Channels
 from dsmooth.functional.logistic_mixture import snap_to_bytes
 from dsmooth.pixels import value_of
 from tests.helpers.data_makers import refuses
-from tests.helpers.gated_cases import INTERPRETED, needs_extension
+from tests.helpers.gated_cases import INTERPRETED, each_impl, needs_extension
 from tests.helpers.mixture_cases import (
     CASES,
-    INSTRUCTION_SETS,
     LEVELS,
     MIXTURES,
     Mixture,
     assert_as_exact_as_eager,
     avoid_kink,
-    both_impls,
     each_likelihood,
     each_mixture,
     each_run,
@@ -39,7 +37,6 @@ from tests.helpers.mixture_cases import (
     options_of,
     random_case,
     raw_parts,
-    run_native,
     value_and_gradients,
 )
 
@@ -51,7 +48,6 @@ if INTERPRETED:
     KINDS = [*CASES, (1, narrow), (3, wide)]
     DTYPES = [torch.float32, torch.bfloat16, torch.float16]
     SIZES = [((3, 9, 11), 10), ((2, 5, 7), 5), ((1, 13, 13), 1), ((1, 1, 1), 5), ((2, 1, 3), 17)]
-each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
 
 def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
@@ -68,7 +64,7 @@ def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.quick
-@both_impls
+@each_impl
 @each_likelihood
 @pytest.mark.parametrize("name", ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"])
 def test_golden_values(name: str, likelihood: str, impl: Any) -> None:
@@ -86,7 +82,7 @@ def test_golden_values(name: str, likelihood: str, impl: Any) -> None:
         torch.testing.assert_close(grad_x.flatten()[:8], first_x, rtol=1e-9, atol=1e-12)
 
 
-@both_impls
+@each_impl
 @pytest.mark.parametrize("mixture", ["gaussian", "discretized", "atoms"])
 @pytest.mark.parametrize("shared", [1e8, -1e8, 320.0])
 def test_what_all_logits_share_changes_nothing(shared: float, mixture: str, impl: Any) -> None:
@@ -100,7 +96,7 @@ def test_what_all_logits_share_changes_nothing(shared: float, mixture: str, impl
         torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-6 * w.abs().max().item())
 
 
-@both_impls
+@each_impl
 def test_atoms_are_mixed_with_what_there_is_without_them(impl: Any) -> None:
     """p(x) = (1 - A) p_without(x) + a_j for the byte v_j nearest to x, A = sum_j a_j."""
     n_mix, generator = 3, torch.Generator().manual_seed(4)
@@ -195,17 +191,17 @@ def test_extremes(mixture: Mixture, mean: float, log_scale: float, run: Any) -> 
 
 @pytest.mark.grid
 @needs_extension
-@each_instruction_set
+@each_run
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sign", [-1, 1])
 @each_mixture
-def test_an_infinite_pixel_is_impossible(mixture, sign, dtype, channels, instruction_set) -> None:
+def test_an_infinite_pixel_is_impossible(mixture, sign, dtype, channels, run) -> None:
     """Its log-likelihood is -inf and its gradient NaN, as the reference's; no other pixel's is."""
     x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 1, 21)))
     raw_parts(params, channels, n_atoms(mixture))[:, :, 1].clamp_(max=2)
-    clean = run_native(x, params, mixture, instruction_set=instruction_set)
+    clean = run(x, params, mixture)
     x[:, -1, :, ::5] = sign * math.inf
-    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    got = run(x, params, mixture)
     want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
     assert (got[0][..., ::5] == -math.inf).all()
     assert (want[0][..., ::5] == -math.inf).all()
@@ -218,15 +214,13 @@ def test_an_infinite_pixel_is_impossible(mixture, sign, dtype, channels, instruc
 
 @pytest.mark.grid
 @needs_extension
-@each_instruction_set
+@each_run
 @each_mixture
-def test_a_logit_of_minus_infinity_removes_its_component(
-    mixture, channels, instruction_set
-) -> None:
+def test_a_logit_of_minus_infinity_removes_its_component(mixture, channels, run) -> None:
     """The first component and the first atom, whatever the pixel."""
     x, params = random_case(channels, mixture, n_mix=4)
     params[:, [0, 4] if n_atoms(mixture) else [0]] = -math.inf
-    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    got = run(x, params, mixture)
     want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-13 * (w.abs().max().item() + 1))

@@ -15,16 +15,13 @@ from torch import Tensor
 from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref, use_impl
 from tests.helpers.data_makers import refuses
-from tests.helpers.gated_cases import INTERPRETED
+from tests.helpers.gated_cases import INTERPRETED, each_fast_impl, each_impl
 from tests.helpers.mixture_cases import (
     MIXTURES,
     Gradients,
     assert_as_exact_as_eager,
     avoid_kink,
-    both_impls,
-    each_fast_impl,
     each_mixture,
-    each_mixture_in_full,
     each_run,
     log_prob_of,
     n_atoms,
@@ -63,7 +60,7 @@ def test_nan_is_never_hidden(channels: int, mixture: str, run: Callable[..., Gra
 
 
 @pytest.mark.grid
-@both_impls
+@each_impl
 @pytest.mark.parametrize(
     ("size", "n_mix"),
     [
@@ -102,36 +99,7 @@ def test_gradient_of_a_weighted_sum(dtype: torch.dtype, impl: Any) -> None:
         torch.testing.assert_close(gradient, want, rtol=off, atol=off)
 
 
-@both_impls
-def test_a_graph_that_is_kept_gives_its_gradient_again(impl: Any) -> None:
-    x, params = widest_case(3, "discretized")
-    inputs = x.requires_grad_(), params.requires_grad_()
-    log_prob = logistic_mixture_log_prob(*inputs, "discretized", impl=impl)
-    weights = torch.randn(log_prob.shape, dtype=x.dtype)
-    first = torch.autograd.grad((log_prob * weights).sum(), inputs, retain_graph=True)
-    kept = [gradient.clone() for gradient in first]
-    doubled = torch.autograd.grad((log_prob * weights).sum() * 2, inputs)
-    for a, b, c in zip(first, kept, doubled, strict=True):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(2 * a, c, rtol=0, atol=1e-37)  # doubling denormals may round
-
-
-@both_impls
-@each_mixture_in_full
-def test_compiles_without_a_break(channels: int, mixture: str, impl: Any) -> None:
-    def loss(x: Tensor, params: Tensor) -> Tensor:
-        return -logistic_mixture_log_prob(x, params, impl=impl, **MIXTURES[mixture]).mean()
-
-    torch.compiler.reset()  # which keeps eight variants of a function at most
-    x, params = widest_case(channels, mixture)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for got, want in zip(
-        value_and_gradients(compiled, x, params), value_and_gradients(loss, x, params), strict=True
-    ):
-        torch.testing.assert_close(got, want)
-
-
-@both_impls
+@each_impl
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype, impl: Any) -> None:
     x, params = random_case(3, "continuous")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.helpers.gated_cases import (
     STRIDES,
     call,
     each_fast_impl,
+    each_impl,
     make_case,
     needs_extension,
     pinned,
@@ -170,6 +171,17 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(
             assert torch.equal(value, together[name]), name
 
 
+@each_impl
+@pytest.mark.parametrize("make", [GATED[1], *MIXTURES[:1]])
+def test_a_graph_that_is_kept_gives_its_gradient_again(make: Callable[..., Op], impl: str) -> None:
+    op = make()
+    leaves = [t.requires_grad_() for t in op.inputs.values()]
+    y = op.compute(impl, op.tensors)
+    grads = (torch.autograd.grad(y.square().sum(), leaves, retain_graph=True) for _ in range(2))
+    for first, again in zip(*grads, strict=True):
+        assert torch.equal(first, again)
+
+
 @each_fast_impl
 @pytest.mark.parametrize("make", [GATED[1], *MIXTURES[:1]])
 def test_a_second_derivative_is_refused(make: Callable[..., Op], impl: str) -> None:
@@ -182,6 +194,17 @@ def test_a_second_derivative_is_refused(make: Callable[..., Op], impl: str) -> N
 
 
 SLOW = [row(mixture, *c, WIDE, full=INTERPRETED or c[1] != "atoms") for c in CASES]
+
+
+@each_impl
+@pytest.mark.parametrize("make", SLOW)
+def test_compiles_without_a_break(make: Callable[..., Op], impl: str) -> None:
+    torch.compiler.reset()  # which keeps eight variants of a function at most
+    op = make()
+    compute = torch.compile(op.compute, fullgraph=True, backend="aot_eager")
+    got = replace(op, compute=compute).run(impl)
+    for name, value in op.run(impl).items():
+        torch.testing.assert_close(got[name], value)
 
 
 @each_fast_impl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
-from tests.helpers.gated_cases import INTERPRETED, NATIVE
+from tests.helpers.gated_cases import INTERPRETED, SETS, pinned
 
 # Keyword arguments of the op; "atoms" is the discretized likelihood with them, for grey images.
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -27,9 +25,6 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 # processors up to 26 times less exact.
 RATIO = 32 if INTERPRETED else 2
 
-INSTRUCTION_SETS = _extension.instruction_sets()
-each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
-both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
 each_likelihood = pytest.mark.parametrize("likelihood", ["continuous", "discretized"])
 CASES = [(c, m) for c in (1, 3) for m in MIXTURES if (c, m) != (3, "atoms")]
 
@@ -146,7 +141,7 @@ def log_prob_of(mixture: Mixture, impl: Any) -> Callable[[Tensor, Tensor], Tenso
 
 
 def native_mixture(mixture: Mixture) -> dict[str, Any]:
-    """A mixture as the extension and the operators take it."""
+    """A mixture as the operators take it."""
     options = options_of(mixture)
     return {
         "likelihood": options["likelihood"],
@@ -155,31 +150,11 @@ def native_mixture(mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def run_native(
-    x: Tensor, params: Tensor, mixture: Mixture, *, instruction_set: str = "auto", threads: int = 1
-) -> Gradients:
-    """log_prob and the gradients of its sum by the extension, into buffers full of NaN."""
-    batch, _, height, width = x.shape
-    shapes = (batch, height, width), (batch, 4, height, width), x.shape, params.shape
-    log_prob, state, *grads = (
-        torch.empty(shape, dtype=x.dtype).fill_(math.nan) for shape in shapes
-    )
-    options = native_mixture(mixture) | {"instruction_set": instruction_set, "threads": threads}
-    extension, grad = _extension.extension(), torch.ones_like(log_prob)
-    written = dict(zip(("grad_x", "grad_params"), grads, strict=True))
-    extension.logistic_mixture(x, params, state, **options, log_prob=log_prob)
-    extension.logistic_mixture(x, params, state, **options, grad=grad, **written)
-    return log_prob, grads[0], grads[1]
+def run(impl: str, x: Tensor, params: Tensor, mixture: Mixture) -> Gradients:
+    """Value and gradients. impl: may name an instruction set."""
+    with pinned(impl) as name:
+        return value_and_gradients(log_prob_of(mixture, name), x, params)
 
 
-def run_triton(x: Tensor, params: Tensor, mixture: Mixture) -> Gradients:
-    return value_and_gradients(log_prob_of(mixture, "triton"), x, params)
-
-
-# Value and gradients by each implementation whose sums are its own.
-RUNS: dict[str, Callable[..., Gradients]] = (
-    {"triton": run_triton}
-    if INTERPRETED
-    else {name: partial(run_native, instruction_set=name) for name in INSTRUCTION_SETS}
-)
+RUNS = {impl: partial(run, impl) for impl in (["triton"] if INTERPRETED else SETS)}
 each_run = pytest.mark.parametrize("run", RUNS.values(), ids=list(RUNS))

@@ -27,7 +27,7 @@ from tests.helpers.mixture_cases import (
     avoid_kink,
     n_atoms,
     random_case,
-    run_triton,
+    run,
 )
 from tests.helpers.stub_driver import StubDriver
 from tests.ptx.cuda_player import (
@@ -154,7 +154,7 @@ def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> No
     x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 4, 6)))
     avoid_kink(params, channels, n_atoms(mixture))
     with played({kernels: ["log_prob_kernel"]}, Memory(1 << 22)):
-        got = run_triton(x, params, mixture)
+        got = run("triton", x, params, mixture)
     assert_as_exact_as_eager(got, x, params, **MIXTURES[mixture])
 
 

@@ -18,15 +18,15 @@ from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants 
     test_what_all_logits_share_changes_nothing,
 )
 from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invariants of every implementation
-    test_a_graph_that_is_kept_gives_its_gradient_again,
     test_any_size,
-    test_compiles_without_a_break,
     test_gradient_of_a_weighted_sum,
     test_nan_is_never_hidden,
 )
 from tests.functional.test_ops import (  # noqa: F401 - invariants of every implementation
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
+    test_a_graph_that_is_kept_gives_its_gradient_again,
     test_a_second_derivative_is_refused,
+    test_compiles_without_a_break,
     test_no_access_is_out_of_bounds,
     test_opcheck,
     test_strides_do_not_matter,
@@ -34,17 +34,18 @@ from tests.functional.test_ops import (  # noqa: F401 - invariants of every impl
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     MIXTURES,
+    RUNS,
     assert_as_exact_as_eager,
     each_likelihood,
     each_mixture,
     random_case,
     widest_case,
 )
-from tests.helpers.mixture_cases import run_triton as run
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
 pytestmark = pytest.mark.grid
+run = RUNS["triton"]
 
 
 @each_likelihood
