@@ -53,7 +53,7 @@ def draw_all(model: Model, request: Request) -> Tensor:
 
 
 def write_images(path: Path, x: Tensor, request: Request, classes: Classes | None) -> None:
-    """Write the images x (N, C, H, W) of a request as one compressed .npz, with seed and labels.
+    """Write images x (N, C, H, W) of a `fitted` request as a compressed .npz, with seed and labels.
 
     classes: of the models; the labels are stored as `label`, with the names of the classes.
     """
@@ -62,9 +62,8 @@ def write_images(path: Path, x: Tensor, request: Request, classes: Classes | Non
         "seed": np.uint64(request.seed),
         "first_index": np.int64(request.first_index),
     }
-    labels = request.labels(classes)
-    if labels is not None and classes is not None:
-        arrays["label"] = labels.numpy(force=True)
+    if classes is not None and isinstance(request.label, Tensor):
+        arrays["label"] = request.label.numpy(force=True)
         arrays["class_names"] = np.array(classes.names)
     write_npz(path, arrays)
 
