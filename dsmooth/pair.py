@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -22,7 +21,7 @@ from .nn.images import check_images, check_scale, check_size, snap_half_precisio
 from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .progress import advance_to, portion
-from .sampling.request import Choices, Request, drawn_seed, known_pixels
+from .sampling.request import PER_IMAGE, Choices, Request, drawn_seed, known_pixels
 from .sampling.request import keep_top as top_rows
 from .sampling.two_step import draw, fitted
 from .smoothing import Smoothing
@@ -143,7 +142,7 @@ class SmoothedPair(Pretrained):
         x = x.to(torch.promote_types(self.dtype, torch.float32))
         repeat = partial(torch.repeat_interleave, repeats=draws, dim=0)
         label = options.pop("label", None)
-        if isinstance(label, Tensor | np.ndarray | list | tuple):
+        if isinstance(label, PER_IMAGE):
             label = repeat(self._labels(label, len(x)))
         known, mask = repeat(x), repeat(visible.mask)
         return self.sample(len(known), known=known, mask=mask, label=label, **options)

@@ -64,7 +64,7 @@ def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
             return data
         LOG.warning("%s is damaged and is made again", path)
     LOG.warning("compiling the sampler for %s, once: it takes some 20 seconds", target)
-    data = compile_kernel(compiler, target, OPERANDS[operands])[0]
+    data = compile_kernel(compiler, target, operands)[0]
     try:
         # Another process may do the same; each replaces the file by a whole one.
         write_atomically(path, hashlib.sha256(data).digest() + data)
@@ -76,11 +76,12 @@ def compiled(compiler: Nvrtc, target: str, operands: str) -> bytes:
     return data
 
 
-def compile_kernel(compiler: Nvrtc, target: str, type_name: str, *more: str) -> tuple[bytes, str]:
+def compile_kernel(compiler: Nvrtc, target: str, operands: str, *more: str) -> tuple[bytes, str]:
     """The kernel, and what the compiler said. more: options of the compiler."""
     headers = dict.fromkeys(STANDARD_NAMES, (SOURCES / STANDARD).read_bytes())
     folder = (SOURCES / MAIN).parent
-    options = [*OPTIONS, f"-arch={target}", f"-DDSMOOTH_OPERAND={type_name}", f"-I{folder}", *more]
+    operand = f"-DDSMOOTH_OPERAND={OPERANDS[operands]}"
+    options = [*OPTIONS, f"-arch={target}", operand, f"-I{folder}", *more]
     return compiler.compile(SOURCES / MAIN, headers, options, ptx=target.startswith("compute"))
 
 

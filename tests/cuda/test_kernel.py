@@ -302,7 +302,7 @@ def test_kernels_keep_to_registers(card: int, operands: str) -> None:
     found, target = nvrtc(), f"sm_{card}"
 
     def write(folder: Path) -> None:
-        code, said = images.compile_kernel(found, target, images.OPERANDS[operands], "-Xptxas=-v")
+        code, said = images.compile_kernel(found, target, operands, "-Xptxas=-v")
         assert code.startswith(b"\x7fELF")
         (folder / "said.txt").write_text(said)
 

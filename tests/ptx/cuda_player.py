@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dsmooth.cuda.compiler import nvrtc
 from dsmooth.cuda.driver import Card, Kernel
-from dsmooth.cuda.images import OPERANDS, compile_kernel
+from dsmooth.cuda.images import compile_kernel
 from tests.helpers.builds import ROOT, kept, library
 from tests.helpers.stub_driver import StubDriver
 from tests.ptx.memory import Memory, Trap
@@ -34,7 +34,7 @@ def compiled_ptx(operands: str) -> str:
     assert compiler is not None
 
     def make(folder: Path) -> None:
-        ptx, _ = compile_kernel(compiler, "compute_80", OPERANDS[operands])
+        ptx, _ = compile_kernel(compiler, "compute_80", operands)
         (folder / "kernel.ptx").write_bytes(ptx.rstrip(b"\0"))
 
     return (kept(f"{compiler.version} {operands}".encode(), make) / "kernel.ptx").read_text()
