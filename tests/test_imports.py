@@ -28,7 +28,7 @@ LAYERS = (
     ("functional", "kernels"),
     (
         *("cuda", "work", "results", "machine", "distributed", "presets", "philox"),
-        *("files", "config", "pixels", "_extension", "fields", "progress", "text", "_C"),
+        *("files", "config", "pixels", "_extension", "fields", "checks", "progress", "text", "_C"),
     ),
 )
 NAMES = [name for layer in LAYERS for name in layer]
@@ -40,7 +40,7 @@ CALLS = {"import_module": FIND_BY_NAME, "__import__": FIND_BY_NAME, "torch.manua
 # The one exception to the layers: the methods of networks that call `load` and `save` import them
 # inside the functions. Networks know no files.
 UP = ("nn.pretrained", {"pretrained"})
-IMPLEMENTATION_IMPORTS = {"checks", "shifted_conv", "dispatch", "gated_resnet_operands"}
+IMPLEMENTATION_IMPORTS = {"shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = ("config.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors")
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_tensor
 from ..data import epoch_order
 from ..data.dataset import as_grey
 from ..data.sources import read_images
 from ..files import read_npz
-from ..functional.checks import check_tensor
 from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from ..work import map_parts

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_tensor
 from ..data import to_float
 from ..data.dataset import as_grey
 from ..fields import SettingError, check_one_of
 from ..files import file_sha256, read_tensors
-from ..functional.checks import check_tensor
 from ..nn.weights import weights_digest
 from ..progress import shows_bars
 from ..results import Extractor

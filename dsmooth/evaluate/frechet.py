@@ -14,9 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..checks import check_tensor
 from ..fields import check_number
 from ..files import read_npz
-from ..functional.checks import check_tensor
 from ..work import map_parts
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_floating, check_tensor
 from ..fields import check_one_of
 from ..kernels.geometry import Shift, Taps
-from .checks import check_floating, check_tensor
 
 SHIFTS = get_args(Shift)
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_tensor
 from ..config import Classes, ModelConfig, Role
 from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
-from ..functional.checks import check_tensor
 from ..functional.dispatch import without_autocast
 from ..philox import draw_seed
 from .condition import ClassLabel, check_context, labels_of, one_hot

@@ -1,4 +1,4 @@
-"""Tensor checks that several ops share."""
+"""Checks of tensors that are arguments."""
 
 from __future__ import annotations
 
