@@ -156,7 +156,7 @@ class Record(Generic[R]):
 
 
 def record_of(request: Mapping[str, object], result: object) -> Mapping[str, object]:
-    """The content of a record. `parts` is empty: every part that is kept has its own record."""
+    """The content of a record. `parts` is of earlier versions, and empty."""
     content = {"request": request, "parts": {}, "result": result}
     return msgspec.to_builtins({"version": 1, "dsmooth": __version__, **content})
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,9 +83,9 @@ def probe_pair(
     The controls are the pixels, the model `plain` if given, and an untrained network of the noisy
     model's shape. One more probe sees both streams of all blocks. Each probe also has an accuracy
     on the last sixth of the training images, by which `best_probe` chooses. A model with classes
-    sees no class. The record `path` keeps the result, and those next to it the probes of each
-    network, where a later call resumes. Raises ValueError for data without labels or of another
-    shape than the pair's, and for another request in `path`.
+    sees no class. The record `path` gains the probes of each network when they are done, and a
+    later call resumes after them. Raises ValueError for data without labels or of another shape
+    than the pair's, and for another request in `path`.
     """
     train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
     for data in (train, test):
@@ -107,16 +106,15 @@ def probe_pair(
         "precision": precision,
     }
 
-    def probe_all() -> ProbeResult:
-        networks[UNTRAINED] = untrained(pair.noisy, inputs)
-        accuracy = {}
-        for name, network in networks.items():
-            part = Record(path.with_name(f"{path.stem}-{name}.json"), request, BlockScores)
-            with portion(1 / len(networks)):
-                accuracy[name] = part.obtain(partial(probe_network, network, inputs))
-        return ProbeResult(accuracy, settings)
-
-    return Record(path, request, ProbeResult).obtain(probe_all)
+    record = Record(path, request, ProbeResult)
+    accuracy = {} if record.result is None else record.result.accuracy
+    for name in (*networks, UNTRAINED):
+        with portion(1 / (len(networks) + 1)):
+            if name not in accuracy:
+                network = untrained(pair.noisy, inputs) if name == UNTRAINED else networks[name]
+                accuracy[name] = probe_network(network, inputs)
+                record.keep(ProbeResult(accuracy, settings))
+    return ProbeResult(accuracy, settings)
 
 
 def best_probe(scores: BlockScores) -> str:
