@@ -29,16 +29,11 @@ each_likelihood = pytest.mark.parametrize("likelihood", ["continuous", "discreti
 CASES = [(c, m) for c in (1, 3) for m in MIXTURES if (c, m) != (3, "atoms")]
 
 
-def _each_case(is_full: Callable[[str], bool]) -> pytest.MarkDecorator:
-    """Channels and mixtures that go together. is_full: whether a mixture is of the full tier."""
-    cases = [pytest.param(*case, marks=[pytest.mark.full] * is_full(case[1])) for case in CASES]
-    return pytest.mark.parametrize(("channels", "mixture"), cases)
-
-
-# The interpreter takes seconds for all tiles of atoms.
-each_mixture = _each_case(lambda mixture: INTERPRETED and mixture == "atoms")
-# For checks that take seconds: one of them in the default tier, none where kernels are interpreted.
-each_mixture_in_full = _each_case(lambda mixture: INTERPRETED or mixture != "atoms")
+# Channels and mixtures that go together. The interpreter takes seconds for all tiles of atoms.
+each_mixture = pytest.mark.parametrize(
+    ("channels", "mixture"),
+    [pytest.param(*c, marks=[pytest.mark.full] * (INTERPRETED and c[1] == "atoms")) for c in CASES],
+)
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.
 CANCELLED = 1e-30
 Mixture = str | dict[str, Any]  # one of MIXTURES, or its like
