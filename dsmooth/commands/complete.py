@@ -16,7 +16,7 @@ from ..files import printable
 from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
 from ..progress import progress
 from ..sampling.output import draw_all, drawing_device, write_completions
-from ..sampling.request import checked_shape, keep_top, known_pixels
+from ..sampling.request import Label, checked_shape, keep_top, known_pixels
 from .options import Complete
 from .sample import check_outputs, request_of, say_drawn
 
@@ -36,9 +36,9 @@ def complete(options: Complete) -> None:
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = read_originals(source, options.count, models)
-    given: dict[str, Tensor] = {}
-    if options.drawing.label == "own" and labels is not None:
-        given["label"] = labels.repeat_interleave(draws)
+    label: Label = options.drawing.label
+    if label == "own" and labels is not None:
+        label = labels.repeat_interleave(draws)
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
         mask = keep_top(fraction, models.image_shape[1:])
@@ -47,7 +47,7 @@ def complete(options: Complete) -> None:
     count = len(x) * draws
     checked_shape(count, *models.image_shape)
     known = known_pixels(x.to(device).repeat_interleave(draws, dim=0), mask.to(device), count)
-    request = request_of(models.model, options, count=count, known=known, **given)
+    request = request_of(models.model, options, count=count, known=known, label=label)
     started = time.monotonic()
     with progress("completing", count):
         completed = draw_all(models.model, request)
