@@ -95,6 +95,8 @@ def widened(weight: Array, channels: int) -> Array:
 
 def feature_table(octaves: int) -> Array:
     """The Fourier features of each byte, (256, 2 octaves) float32."""
+    if octaves == 0:
+        return np.zeros((256, 0), np.float32)
     bytes = value_of(torch.arange(256, dtype=torch.float32))
     return as_numpy(fourier_features(bytes.view(256, 1, 1, 1), octaves)[:, :, 0, 0])
 
