@@ -135,7 +135,7 @@ class SmoothedPair(Pretrained):
         check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        visible = known_pixels(x, mask, len(x), "x")
+        visible = known_pixels(x, mask, len(x))
         self.check_scale("x", visible.values)
         if self.denoiser.config.likelihood == "discretized":
             x = snap_half_precision(x)

@@ -16,7 +16,6 @@ from ..data.pictures import BORDER, is_diverged, pil_images, png, save_grid
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
 from ..machine import choose_device
-from ..nn import PixelCNNpp
 from ..pixels import value_of
 from ..progress import LOG, advance_to, portion
 from ..work import Record, batches, fair_size, map_parts, runs
@@ -121,7 +120,5 @@ def draw_folder(
 
 def _chunk(model: Model, n: int) -> int:
     """How many of n images are drawn at a time."""
-    network = model if isinstance(model, PixelCNNpp) else model.noisy
-    device = network.device
-    kind = "cpu" if device.type == "cpu" or sampler_obstacle(device) else "cuda"
-    return fair_size(n, CHUNK[kind])
+    is_fast = model.device.type == "cuda" and sampler_obstacle(model.device) is None
+    return fair_size(n, CHUNK["cuda" if is_fast else "cpu"])

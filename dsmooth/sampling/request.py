@@ -211,10 +211,10 @@ class Request:
         )
 
 
-def known_pixels(known: Tensor, mask: Tensor, count: int, name: str = "known") -> KnownPixels:
-    """The known pixels of `count` images (see `Choices`). name: of the images, for errors."""
-    check_images(name, known)
-    check_tensor(name, known, (1 if len(known) == 1 else count, "C", "H", "W"))
+def known_pixels(known: Tensor, mask: Tensor, count: int) -> KnownPixels:
+    """The known pixels of `count` images (see `Choices`)."""
+    check_images("known", known)
+    check_tensor("known", known, (1 if len(known) == 1 else count, "C", "H", "W"))
     mask = mask[None] if mask.ndim == 2 else mask
     shape = 1 if len(mask) == 1 else count, *known.shape[2:]
     check_tensor("mask", mask, shape, known.device, (torch.bool,))

@@ -15,7 +15,6 @@ from ..fields import SettingError
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
 from ..nn.gradients import input_gradient
-from ..nn.images import check_scale
 from ..nn.weights import in_evaluation
 from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
@@ -34,6 +33,11 @@ class Pair(Protocol):
 
     @property
     def classes(self) -> Classes | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def check_scale(self, name: str, x: Tensor) -> None: ...
 
 
 Model = Pair | PixelCNNpp
@@ -84,8 +88,7 @@ def fitted(model: Model, request: Request) -> Request:
     else:
         networks = [model.noisy, model.denoiser][: 1 + (request.method == "two-step")]
         if request.known is not None:
-            as_bytes = model.denoiser.config.likelihood == "discretized"
-            check_scale("known", request.known.values, as_bytes=as_bytes)
+            model.check_scale("known", request.known.values)
     if request.guidance:
         for config in [n.config for n in networks if n.config.classes] or [networks[0].config]:
             check_guidance(config)
@@ -95,7 +98,7 @@ def fitted(model: Model, request: Request) -> Request:
         given = request.known is not None or request.x_tilde is not None
         label: Label = "prior" if not given else NO_CLASS if model.classes.dropout else None
         request = replace(request, label=label)
-    return replace(request, label=request.labels(model.classes, networks[0].device))
+    return replace(request, label=request.labels(model.classes, model.device))
 
 
 def draw_noisy(pair: Pair, request: Request) -> Tensor:
