@@ -40,10 +40,6 @@ MISTAKES = [
     (f"train noisy --init nothing {TINY}", "there is no nothing"),
     ("train denoiser --init noisy", "noisy has a noisy model, not a denoiser one to begin with"),
     ("train plain --init pair", "pair has a noisy and a denoiser model, not a plain one"),
-    (
-        "train noisy --init noisy --n-filters 6 --images 8",
-        "has n_filters 4, not 6: set --n-filters",
-    ),
     ("sample noisy --out x.npz folder", "or be one folder, without a suffix, got x.npz folder"),
     ("sample noisy --out -", "or be one folder, without a suffix, got -"),
     ("sample x.npy", "there is no network in x.npy: give a saved pair, or the run folders of"),

@@ -295,7 +295,7 @@ def test_a_run_from_weights_resumes_without_them(tmp_path) -> None:
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path: Path) -> None:
+def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path, capsys) -> None:
     """Weights with classes begin a run without any."""
     config, labels = tiny(images=16, scale=0.3), torch.arange(8) % 2
     data = replace(random_dataset(8, labels=labels), class_names=("a", "b"))
@@ -306,6 +306,8 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(tmp_path: Path) 
     assert call(*begin, "--out", str(second), *options.split()) == 0
     stored, _ = RunFolder(second).read_config()
     assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
+    assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
+    assert "has n_filters 4, not 6: set --n-filters 4" in capsys.readouterr().err
 
 
 def test_the_same_command_resumes_a_run_with_classes(tmp_path: Path) -> None:
