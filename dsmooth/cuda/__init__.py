@@ -31,10 +31,18 @@ def sampler_obstacle(device: torch.device, operands: str = "bfloat16") -> str | 
     if device.type != "cuda":
         return f"the cached sampler does not run on {device.type}"
     try:
-        sampler_kernel(device.index, operands)
+        sampler_kernel(device, operands)
     except CudaError as error:
         return str(error)
     return None
+
+
+def sampler_kernel(device: torch.device, operands: str) -> Kernel:
+    """The kernel, loaded on a CUDA device. Raises CudaError with the obstacle."""
+    index = device.index or 0
+    if device.index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    return _load(index, operands)
 
 
 def describe_cuda(index: int) -> str:
@@ -47,8 +55,8 @@ def describe_cuda(index: int) -> str:
 
 
 @cache  # of kernels: an error is not kept, so a later call tries again
-def sampler_kernel(index: int, operands: str) -> Kernel:
-    """The kernel, loaded on a CUDA device. Raises CudaError with the obstacle."""
+def _load(index: int, operands: str) -> Kernel:
+    """The kernel of one type of operands on a card. Raises CudaError if there is none."""
     card, reason = Card(index), NO_COMPILER
     for words, read in sources(card.capability, operands):
         try:

@@ -85,7 +85,7 @@ class CachedSampler:
             self._native = extension().CpuSampler(program, bf16, instruction_set)
             return
         check_one_of("instruction_set", instruction_set, ("auto",))  # the others are of the CPU
-        self._kernel = sampler_kernel(device.index, str(dtype).removeprefix("torch."))
+        self._kernel = sampler_kernel(device, str(dtype).removeprefix("torch."))
         card = self._kernel.card
         # torch restores the previous device without creating a context there.
         with torch.cuda.device(device):

@@ -84,7 +84,14 @@ def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch
     assert cuda.sampler_obstacle(FIRST) is not None
     stub.state.failing = None
     assert cuda.sampler_obstacle(FIRST) is None
-    assert cuda.sampler_kernel(0, "bfloat16") is cuda.sampler_kernel(0, "bfloat16")
+    assert cuda.sampler_kernel(FIRST, "bfloat16") is cuda.sampler_kernel(FIRST, "bfloat16")
+
+
+def test_a_device_without_an_index_is_the_current_one(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
+    assert cuda.sampler_kernel(torch.device("cuda"), "bfloat16").card.index == 1
 
 
 def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:
@@ -115,7 +122,7 @@ def test_turing_is_too_old(stub: StubDriver, monkeypatch: pytest.MonkeyPatch) ->
     words = "cuda:0 has compute capability 7.5, and the sampler needs 8.0"
     assert cuda.sampler_obstacle(FIRST) == cuda.describe_cuda(0) == words
     with pytest.raises(RuntimeError, match=words):
-        cuda.sampler_kernel(0, "bfloat16")
+        cuda.sampler_kernel(FIRST, "bfloat16")
 
 
 def test_emulated_bfloat16_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +217,7 @@ def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     stub.refused[b"bflo"] = 200
     assert cuda.sampler_obstacle(FIRST) is None
     assert fake.compiled == 1
-    cuda.sampler_kernel.cache_clear()
+    cuda._load.cache_clear()
     stub.refused[b"code"] = 222
     obstacle = cuda.sampler_obstacle(FIRST)
     assert obstacle.startswith(f"{said}cuModuleLoadDataEx: ")
