@@ -102,6 +102,7 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
             ) from None
         except OSError:  # the folder cannot be locked; for the file the error repeats
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stack.callback((folder / ".lock").unlink, missing_ok=True)
         for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
             _remove_dead(folder.glob(pattern))
         yield

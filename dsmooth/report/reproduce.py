@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -123,8 +122,10 @@ class Stages:
     def obtain(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """The result in NAME.json, else what `compute` gives."""
         record = Record(self.folder / f"{name}.json", self.request, kind)
-        with nullcontext() if record.result else progress(name.replace("_", " "), 1, "stages"):
-            return record.obtain(compute)
+        if record.result is not None:
+            return record.result
+        with progress(name.replace("_", " "), 1, "stages"):
+            return record.keep(compute())
 
     def draw_all(self) -> dict[str, Tensor]:
         """Samples, and held-out images denoised, (N, C, H, W) by name.

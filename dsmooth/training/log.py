@@ -135,5 +135,5 @@ def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:
     threads = f" (threads: {torch.get_num_threads()})" if device.type == "cpu" else ""
     size = config.batch_size // state.share  # processes
     machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
-    number = sum(parameter.numel() for parameter in state.parameters)
+    number = sum(parameter.numel() for parameter in state.model.parameters())
     yield f"{number:,} parameters; {machine}, {config.precision}"

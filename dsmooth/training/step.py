@@ -217,7 +217,6 @@ class TrainState:
             self.model.load_state_dict(initial_state(self.model, initial))
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
-        self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(self.model, config, device)
         self.group = device_group(device)
         flat = self.optimizer.flat  # rounding in `initialize` differs between machines

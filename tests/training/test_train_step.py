@@ -233,7 +233,7 @@ def test_parameters_are_parts_of_one_buffer_and_stay_what_they_are(optimizer: st
         assert parameter.data_ptr() == flat.values.data_ptr() + 4 * flat.offsets[name]
         assert parameter.data_ptr() % 16 == flat.values.data_ptr() % 16
         assert parameter.ndim != 4 or parameter.is_contiguous(memory_format=torch.channels_last)
-    elements = sum(parameter.numel() for parameter in state.parameters)
+    elements = sum(parameter.numel() for parameter in state.model.parameters())
     assert flat.values.count_nonzero() <= elements <= flat.values.numel()
     state.step()
     used = torch.zeros_like(flat.values)
