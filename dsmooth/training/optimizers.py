@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..config import TrainConfig
 from ..nn.layers import WeightNormConv
@@ -223,7 +224,8 @@ class FlatMuon:
         self.average = torch.zeros_like(flat.values)
         self.grams = [Grams(part, flat.values) for part in padded_together(self.groups)]
         for group in self.groups:
-            normalize_rows(group.rows(flat.values))
+            rows = group.rows(flat.values)
+            functional.normalize(rows, dim=2, out=rows)
 
     @torch.no_grad()
     def step(self, angle: Tensor | float) -> None:
@@ -241,17 +243,13 @@ class FlatMuon:
                 x, v = (wide(group.rows(buffer)) for buffer in buffers)
                 v.baddbmm_(operators[place], x, alpha=-1)
         for group in self.groups:
-            normalize_rows(group.rows(self.flat.values))
+            rows = group.rows(self.flat.values)
+            functional.normalize(rows, dim=2, out=rows)
 
 
 def wide(x: Tensor) -> Tensor:
     """x (N, D, C) or its transpose, with no more rows than columns."""
     return x.mT if x.shape[1] > x.shape[2] else x
-
-
-def normalize_rows(rows: Tensor) -> None:
-    """Bring the rows of (N, D, C) to length 1."""
-    rows /= torch.linalg.vector_norm(rows, dim=2, keepdim=True)
 
 
 class Optimizer:
