@@ -29,7 +29,7 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which networks compute in `precision`, bfloat16 or float32."""
+    """The context in which networks compute in `precision`: in float32 unless it is bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 

@@ -26,7 +26,6 @@ from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import read_json, write_json
-from dsmooth.machine import has_fast_bfloat16
 from dsmooth.pretrained.runs import RunFolder, Start, Step, entry_line
 from dsmooth.report.contents import Report
 from dsmooth.report.reproduce import TEST_IMAGES, ReproduceSettings, Stages, choose_evenly
@@ -181,9 +180,8 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     assert "mnist-classifier" in report.frechet.name
     names = ["noisy", "denoiser", "pixels", "untrained-noisy"]
     assert list(report.probes.accuracy) == names
-    fast = has_fast_bfloat16(torch.device("cpu"))
     request = read_json(reported / "probes.json")["request"]
-    assert request["precision"] == ("bfloat16" if fast else "auto")
+    assert request["precision"] == "auto"  # float32, as of `dsmooth probe`
     assert {"clean_noise", "drawn_in"} <= read_json(reported / "frechet.json")["request"].keys()
     assert report.receptive_fields.networks["two-streams"].blind_spot == 0
     page = (reported / "report.html").read_text(encoding="utf-8")

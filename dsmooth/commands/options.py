@@ -58,8 +58,9 @@ class Computing(OnDevice):
     __doc__ = OnDevice.__doc__
 
     precision: Precision = "auto"
-    """Number format of the networks; auto trains and draws in bfloat16 where that is faster, and is
-    float32 otherwise. Seeds give other images in the other precision, equally good."""
+    """Number format of the networks. auto: for training and drawing bfloat16 where that is faster,
+    else float32; for bits/dim and probes float32. Seeds give other images in the other precision,
+    equally good."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
 from ..files import read_npz
-from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from ..pretrained import Loaded
@@ -53,8 +52,8 @@ class ReproduceSettings:
 
     count: samples of each kind. scored_images: held-out images whose bits/dim are measured, by
     n_noise draws of x~ each. extractor: as `make_extractor` takes it; auto: the package's
-    classifier for MNIST, none for other data. precision: of networks, as of `dsmooth sample`; also
-    of the features of probes.
+    classifier for MNIST, none for other data. precision: of networks; "auto" is float32 for bits/dim
+    and probes, and for samples as of `dsmooth sample`.
     """
 
     # The error of the Fréchet distance doubles from 1,000 to 500, and hardly grows to 700.
@@ -212,15 +211,10 @@ class Stages:
 
     def probe(self) -> ProbeResult:
         """Accuracies of linear probes."""
-        fast = self.choices.precision == "auto" and has_fast_bfloat16(self.models.device)
-        # With 500 + 500 images, five of seven probes were as accurate in bfloat16; two differed by
-        # one image.
-        precision = "bfloat16" if fast else self.choices.precision
-        pair, path, settings = self.models.pair, self.folder / "probes.json", self.choices.probes
+        path, choices = self.folder / "probes.json", self.choices
+        probe = partial(probe_pair, self.models.pair, self.train_set, self.test_set)
         with progress("probes", 4, "networks"):
-            return probe_pair(
-                pair, self.train_set, self.test_set, settings, path, precision=precision
-            )
+            return probe(choices.probes, path, precision=choices.precision)
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
