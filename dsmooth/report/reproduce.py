@@ -52,7 +52,7 @@ class ReproduceSettings:
 
     count: samples of each kind. scored_images: held-out images whose bits/dim are measured, by
     n_noise draws of x~ each. extractor: as `make_extractor` takes it; auto: the package's
-    classifier for MNIST, none for other data. precision: of networks; "auto" is float32 for bits/dim
+    classifier for MNIST, none for other data. precision: of networks; "auto" is float32 for bits
     and probes, and for samples as of `dsmooth sample`.
     """
 
