@@ -1,4 +1,4 @@
-"""Arguments and fields of settings: their checks, their errors, and reading them from JSON."""
+"""Arguments and fields of settings: their checks and errors. Only tensors need torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+
+if TYPE_CHECKING:
+    import torch
 
 # The text of an argument, and of a value to give it (None: any).
 Spell = Callable[[str, object], str]
@@ -138,6 +141,41 @@ def check_number(name: str, value: object, least: int = 1, most: int | None = No
     else:
         return
     raise SettingError(name, f"must {allowed}, got {value!r}")
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """Raise TypeError unless `tensor` is a floating-point tensor."""
+    from torch import Tensor
+
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+
+
+def check_tensor(
+    name: str,
+    tensor: object,
+    shape: Sequence[int | str],
+    device: torch.device | None = None,
+    dtypes: Collection[torch.dtype] = (),
+) -> None:
+    """Raise TypeError unless `tensor` is a tensor, ValueError for a wrong shape, device or dtype.
+
+    shape: numbers, or letters for dimensions of any size. dtypes: the allowed ones; empty for any.
+    """
+    from torch import Tensor
+
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    pairs = zip(shape, tensor.shape, strict=False)
+    if tensor.ndim != len(shape) or any(n != m and not isinstance(n, str) for n, m in pairs):
+        words = str(tuple(shape)).replace("'", "")
+        raise ValueError(f"{name} must have shape {words}, got {tuple(tensor.shape)}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+    if dtypes and tensor.dtype not in dtypes:
+        got, *names = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
+        raise ValueError(f"{name} must be {' or '.join(names)}, got {got}")
 
 
 def difference(stored: object, current: object) -> str:

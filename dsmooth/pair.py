@@ -11,9 +11,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .bound import TOP_CLASSES, bound_terms, log_mean_exp
-from .checks import check_tensor
 from .config import Classes, Method, Precision
-from .fields import check_number
+from .fields import check_number, check_tensor
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.condition import ClassLabel, labels_of, log_prior

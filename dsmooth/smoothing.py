@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import check_tensor
 from .config import SmoothingKind
+from .fields import check_tensor
 from .functional.image_words import image_words
 from .nn.images import check_images
 from .philox import Stream, draw_seed, to_uniform

@@ -28,7 +28,7 @@ LAYERS = (
     ("functional", "kernels"),
     (
         *("cuda", "work", "results", "machine", "distributed", "presets", "philox"),
-        *("files", "config", "pixels", "_extension", "fields", "checks", "progress", "text", "_C"),
+        *("files", "config", "pixels", "_extension", "fields", "progress", "text", "_C"),
     ),
 )
 NAMES = [name for layer in LAYERS for name in layer]

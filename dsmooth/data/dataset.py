@@ -10,9 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor
 from ..config import Classes
-from ..fields import SettingError, check_number, check_one_of
+from ..fields import SettingError, check_number, check_one_of, check_tensor
 from ..pixels import byte_of, value_of
 
 # Bytes that are all below the first, or not below the second, are of another range.

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor
 from ..data import epoch_order
 from ..data.dataset import as_grey
 from ..data.sources import read_images
+from ..fields import check_tensor
 from ..files import read_npz
 from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_tensor
 from ..data import to_float
 from ..data.dataset import as_grey
-from ..fields import SettingError, check_one_of
+from ..fields import SettingError, check_one_of, check_tensor
 from ..files import file_sha256, read_tensors
 from ..nn.weights import weights_digest
 from ..progress import shows_bars

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..checks import check_tensor
-from ..fields import check_number
+from ..fields import check_number, check_tensor
 from ..files import read_npz
 from ..work import map_parts
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..checks import check_floating, check_tensor
+from ..fields import check_floating, check_tensor
 from ..kernels.geometry import Operands, Settings
 from .dispatch import autocast_dtype
 from .shifted_conv import check_kernel

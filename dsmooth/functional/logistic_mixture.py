@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_floating, check_tensor
-from ..fields import check_one_of
+from ..fields import check_floating, check_one_of, check_tensor
 from ..pixels import Atoms, Likelihood, byte_of, check_likelihood, value_of
 from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
 from .logistic_mixture_op import log_prob_op

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_floating, check_tensor
-from ..fields import check_one_of
+from ..fields import check_floating, check_one_of, check_tensor
 from ..kernels.geometry import Shift, Taps
 
 SHIFTS = get_args(Shift)

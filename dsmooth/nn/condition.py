@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._extension import warn_once
-from ..checks import check_tensor
 from ..config import Classes, Conditioning
-from ..fields import SettingError, check_number, check_one_of
+from ..fields import SettingError, check_number, check_one_of, check_tensor
 
 # The label of an image without a class, as in label dropout.
 NO_CLASS = -1

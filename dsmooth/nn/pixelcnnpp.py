@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_tensor
 from ..config import Classes, ModelConfig, Role
+from ..fields import check_tensor
 from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..philox import draw_seed

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import sampler_obstacle
-from ..fields import SettingError, check_number, check_one_of
+from ..fields import SettingError, check_number, check_one_of, check_tensor
 from ..machine import has_fast_bfloat16
 from ..nn.condition import NO_CLASS, ClassLabel, labels_of
 from ..nn.images import check_images, check_scale, check_size
