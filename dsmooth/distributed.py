@@ -47,40 +47,43 @@ def process_group() -> Iterator[None]:
     prints, the others do neither. Raises ProcessLost if another process is gone.
     """
     rank, size = rank_and_size()
-    if size == 1:
-        yield
-        return
     with ExitStack() as stack:
-        try:
-            if not dist.is_initialized():
+        if size > 1 and not dist.is_initialized():
+            with _exchange():
                 dist.init_process_group("gloo", timeout=EXCHANGE)
-                stack.callback(dist.destroy_process_group)
-                if rank > 0:
-                    stack.enter_context(writing_nothing())
-                    stack.enter_context(silence())
-            yield
-        except RuntimeError as error:
-            # gloo's RuntimeError mentions a source file. NCCL raises its own exception class.
-            if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
-                reason = str(error).splitlines()[0]
-                raise ProcessLost(
-                    f"rank {rank}: another process ended or did not respond ({reason}); the failed "
-                    "process says why. Repeat the command to resume"
-                ) from error
-            raise
+            stack.callback(dist.destroy_process_group)
+            if rank > 0:
+                stack.enter_context(writing_nothing())
+                stack.enter_context(silence())
+        yield
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Raise ProcessLost for an error of the exchange inside: its backends raise RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ProcessLost(
+            f"rank {rank_and_size()[0]}: another process ended or did not respond ({reason}); the "
+            "failed process says why. Repeat the command to resume"
+        ) from error
 
 
 def device_group(device: torch.device) -> Any:
     """The processes, for `add_up` of tensors on a device. All processes call this."""
     if rank_and_size()[1] == 1 or device.type == "cpu":
         return None  # gloo
-    return dist.new_group(backend="nccl", timeout=EXCHANGE)  # from GPU to GPU
+    with _exchange():
+        return dist.new_group(backend="nccl", timeout=EXCHANGE)  # from GPU to GPU
 
 
 def add_up(tensor: torch.Tensor, group: Any) -> None:
     """Make a tensor the sum of those of all processes. All processes call this."""
     if rank_and_size()[1] > 1:
-        dist.all_reduce(tensor, group=group)
+        with _exchange():
+            dist.all_reduce(tensor, group=group)
 
 
 def gather(value: T) -> list[T]:
@@ -92,7 +95,8 @@ def gather(value: T) -> list[T]:
     if size == 1:
         return [value]
     values: list[Any] = [None] * size
-    dist.all_gather_object(values, value)
+    with _exchange():
+        dist.all_gather_object(values, value)
     return values
 
 

@@ -6,8 +6,8 @@ the processes that torchrun started, each part on one process. A value depends o
 the values are the same for any number of threads and processes.
 
 A `Record` keeps what is done: a JSON file with a request and its result. Its form, in the keys
-`version`, `dsmooth`, `request`, `parts` and `result`, is that of every result of `evaluate`,
-`probe` and `reproduce`, of folders of drawn images, and of the packaged cards.
+`version`, `dsmooth`, `request` and `result`, is that of every result of `evaluate`, `probe` and
+`reproduce`, of folders of drawn images, and of the packaged cards.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class Record(Generic[R]):
 
 
 def record_of(request: Mapping[str, object], result: object) -> Mapping[str, object]:
-    """The content of a record. `parts` is of earlier versions, and empty."""
-    content = {"request": request, "parts": {}, "result": result}
+    """The content of a record."""
+    content = {"request": request, "result": result}
     return msgspec.to_builtins({"version": 1, "dsmooth": __version__, **content})
 
 
@@ -166,8 +166,8 @@ class _Content:
     version: Literal[1]
     dsmooth: str
     request: Json
-    parts: Json
     result: Any = None
+    parts: Any = None  # empty, of earlier versions
 
 
 def read_record(path: Path) -> Json:
