@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-import msgspec
-
 from .config import DERIVED, ModelConfig, Role, TrainConfig
-from .fields import SettingError, check_one_of, nearest, types_of
+from .fields import SettingError, check_one_of, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
 _F40 = ModelConfig(1, n_filters=40, n_resnet=5, dropout=0.5)
@@ -57,7 +54,7 @@ def _ours(noisy: TrainConfig) -> dict[Role, TrainConfig]:
 
 
 PRESETS = {
-    "mnist-quick": _ours(TrainConfig(model=_QUICK, batch_size=16)),
+    "mnist-quick": _ours(TrainConfig(model=_QUICK, images=24_000, batch_size=16)),
     "mnist": _ours(TrainConfig(model=_F40, images=3_000_000)),
     "cifar10": _ours(TrainConfig(data="cifar10", scale=0.3, model=_F160, images=10_000_000)),
     "photos": _ours(TrainConfig(data="folder", scale=0.3, image_size=32, model=_F32, batch_size=8)),
@@ -65,6 +62,8 @@ PRESETS = {
     "cifar10-paper": _paper(replace(_PAPER, data="cifar10", scale=0.3, model=_F160)),
     "celeba-paper": _paper(replace(_PAPER, data="celeba", scale=0.3, image_size=32, model=_F160)),
 }
+# Without another name, and for images in colour.
+DEFAULT_PRESET, RGB_PRESET = "mnist-quick", "photos"
 
 # Factor of the rates of a run that begins with given weights (docs/experiments/028).
 FINE_TUNING = 0.15
@@ -111,18 +110,3 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     if isinstance(model, ModelConfig):  # else the settings say what it must be
         model = replace(model, classes=None, **network)
     return replace(config, model=model, **own)
-
-
-def setting_of_text(text: str) -> tuple[str, Any]:
-    """Name and value of NAME=VALUE. Raises ValueError for a name that no setting has."""
-    name, sign, value = text.partition("=")
-    name = name.replace("-", "_")
-    if not sign or name not in SETTINGS:
-        words = f"takes NAME=VALUE of a setting, got {text}{nearest(name, SETTINGS)}"
-        raise SettingError("set", words)
-    if value == "None":
-        return name, None
-    try:
-        return name, msgspec.convert(json.loads(value), SETTINGS[name])
-    except ValueError:
-        return name, value  # text, or a value that the settings refuse

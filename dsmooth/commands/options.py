@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 from tyro.conf import (
     DisallowNone,
     FlagCreatePairsOff,
@@ -16,7 +18,8 @@ from tyro.conf import (
 )
 
 from ..config import Method, Precision, ProbeSettings, Role, Split
-from ..presets import PRESETS, SETTINGS, setting_of_text
+from ..fields import SettingError, nearest
+from ..presets import DEFAULT_PRESET, PRESETS, RGB_PRESET, SETTINGS
 
 T = TypeVar("T")
 # An option that is not given by default; its help says what happens then.
@@ -31,7 +34,6 @@ MODELS_HELP = (
 Folders = Annotated[
     Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="", metavar="MODELS")
 ]
-DEFAULT_PRESET, RGB_PRESET = "mnist-quick", "photos"
 PRESET_HELP = (
     "Settings to start from. mnist-quick: digits within minutes on a CPU; photos: RGB pictures of "
     "your own, 32 x 32; mnist, cifar10: our settings at the paper's size; mnist-paper and others: "
@@ -167,9 +169,22 @@ def given_settings(options: Train) -> dict[str, Any]:
         if name in given:
             raise ValueError(f"{name} was given twice: leave one out")
         given[name] = value
-    if "labels" in given:
-        given["classes"] = True
     return given
+
+
+def setting_of_text(text: str) -> tuple[str, Any]:
+    """Name and value of NAME=VALUE. Raises ValueError for a name that no setting has."""
+    name, sign, value = text.partition("=")
+    name = name.replace("-", "_")
+    if not sign or name not in SETTINGS:
+        words = f"takes NAME=VALUE of a setting, got {text}{nearest(name, SETTINGS)}"
+        raise SettingError("set", words)
+    if value == "None":
+        return name, None
+    try:
+        return name, msgspec.convert(json.loads(value), SETTINGS[name])
+    except ValueError:
+        return name, value  # text, or a value that the settings refuse
 
 
 @dataclass(frozen=True)

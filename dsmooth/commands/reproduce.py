@@ -11,7 +11,7 @@ from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_dataset
 from ..files import check_writable, lock_folder, printable
 from ..machine import choose_device
-from ..presets import preset
+from ..presets import DEFAULT_PRESET, preset
 from ..pretrained import DEFAULT, images_for, load, packaged
 from ..report.contents import Report
 from ..report.reproduce import PROBES, ReproduceSettings, Stages
@@ -19,7 +19,7 @@ from ..report.sections import write_report
 from ..results import bits_table
 from ..training import train
 from ..work import Record
-from .options import DEFAULT_PRESET, Reproduce
+from .options import Reproduce
 
 BUDGET_MINUTES = 8.0
 # Each model's part of the training time; the pair matters most.

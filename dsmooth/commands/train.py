@@ -7,31 +7,25 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from ..config import DERIVED, Role, TrainConfig
-from ..data.folder import shows_colours
-from ..files import read_json
-from ..presets import preset, with_settings
-from ..pretrained.runs import RunFolder, run_config
+from ..config import Role, TrainConfig
+from ..pretrained.runs import RunFolder
 from ..progress import LOG
 from ..training import tensorboard
 from ..training import train as train_one
-from ..training.settings import find_initial, stored_settings
-from .options import DEFAULT_PRESET, RGB_PRESET, Train, given_settings
-
-RGB_DATA = ("cifar10", "celeba")
+from ..training.settings import settings_of, stored_settings
+from .options import Train, given_settings
 
 
 def train(options: Train) -> int:
     """Run `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
-    given = given_settings(options)
+    given, start = given_settings(options), options.config or options.preset
     roles: tuple[Role, ...] = ("noisy", "denoiser") if options.role == "pair" else (options.role,)
     out, runs = options.out or Path("runs") / options.role, dict[RunFolder, TrainConfig]()
     shares = 1 if given.get("budget") is None else len(roles)
     for role in roles:
         run = RunFolder(out / role if len(roles) > 1 else out)
-        config = settings_of(options, given, role, run)
+        config = settings_of(given, role, run, start, options.resume)
         runs[run] = replace(config, budget=config.budget and config.budget / shares)
     if options.print_config:
         printed = {config.role: asdict(config) for config in runs.values()}
@@ -55,32 +49,6 @@ def train(options: Train) -> int:
             return 128 + result.interrupted
     LOG.info("%s: %s", options.role, next_step(runs))
     return 0
-
-
-def settings_of(
-    options: Train, given: Mapping[str, Any], role: Role, run: RunFolder
-) -> TrainConfig:
-    """The settings given, over those of --config, of the run to resume, or of a preset."""
-    if options.config is not None:
-        start = run_config(read_json(options.config), options.config)
-        return with_settings(start, {**given, "role": role})
-    if options.resume and options.preset is None and run.config.exists():
-        return with_settings(run.read_config()[0], {**given, "role": role})
-    name, data, folder = options.preset, given.get("data"), given.get("data_dir")
-    if name is None:
-        is_rgb = shows_colours(Path(folder)) if data == "folder" and folder else data in RGB_DATA
-        name = RGB_PRESET if is_rgb else DEFAULT_PRESET
-    data, changes = data or preset(name, role).data, dict[str, Any]()
-    if data != "celeba" and not (data == "folder" and options.preset is not None):
-        changes["image_size"] = None  # these have a size of their own
-    if (source := given.get("init")) is not None:
-        initial = find_initial(source, role)
-        if (noise := initial.smoothing) is not None:
-            changes |= {"smoothing": noise.kind, "scale": noise.scale}
-        # The data decide the classes.
-        network = vars(initial.networks[role].config).items()
-        changes |= {name: value for name, value in network if name not in DERIVED}
-    return preset(name, role, **{**changes, **given})
 
 
 def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import signal
 import threading
 import time
@@ -22,11 +21,19 @@ from ..files import lock_folder
 from ..machine import choose_device, keep_freed_memory, torch_threads
 from ..nn.weights import weights_digest
 from ..pretrained.runs import End, Interrupted, RunFolder, WeightsSettings
-from ..progress import LOG, lines_shown
+from ..progress import lines_shown
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import Evaluation, OnEvaluation, RunLog
-from .settings import check_initial, check_same, complete, find_initial, load_data, stored_settings
+from .settings import (
+    check_initial,
+    check_same,
+    complete,
+    find_initial,
+    load_data,
+    stored_settings,
+    within_budget,
+)
 from .step import READ_STEPS, TrainState, total_images
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints
@@ -121,47 +128,6 @@ def train(
                 RunLog(run, state, data[1], on_evaluation, progress) as log,
             ):
                 return run_loop(state, data[1], run, log, stop)
-
-
-def within_budget(
-    config: TrainConfig,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    device: torch.device,
-    started: float,
-) -> TrainConfig:
-    """The settings with the images and evaluations that fit into a budget of minutes, which counts
-    from `started`, by time.monotonic().
-
-    Some steps of another state and an evaluation are timed, once: the rates of a run depend on its
-    number of images, so its own steps come too late.
-    """
-    assert config.budget is not None
-    seconds = 60 * config.budget
-    scratch = TrainState(replace(config, images=10**9), train_set, device)
-    began, ends = time.monotonic(), list[float]()
-    while from_first(lambda: len(ends) < 4 or ends[-1] - began < min(5.0, seconds / 20)):
-        scratch.step()
-        scratch.results()
-        ends.append(time.monotonic())
-    # The first step and picture take longer: they compile and fill caches. The mean of the other
-    # steps, not their median, as on a busy machine a few steps take much of the time.
-    step = (ends[-1] - ends[0]) / (len(ends) - 1)
-    sample_grid(scratch, test_set)
-    before = time.monotonic()
-    evaluate(scratch, test_set)
-    sample_grid(scratch, test_set)
-    cost = time.monotonic() - before
-    evaluations = max(1, min(config.evaluations, int(seconds / (5 * cost))))
-    left = seconds - evaluations * cost - (time.monotonic() - started)
-    # The state of the run takes about a step.
-    images = max(1, round(left / step) - 1) * config.batch_size
-    images, evaluations = from_first(lambda: (images, evaluations))
-    words = "%s: a step of %s images takes %.3g s, so %.3g minutes are enough for %s images"
-    LOG.info(words, config.role, config.batch_size, step, config.budget, f"{images:,}")
-    del scratch
-    gc.collect()  # it refers to itself, and a GPU may not hold two states
-    return replace(config, images=images, evaluations=evaluations)
 
 
 def run_loop(

@@ -1,24 +1,72 @@
-"""The settings of a run, which are completed once: by its folder, its images and its device."""
+"""How the settings of a run get their values, in the order of this page.
+
+`settings_of`: those that are given, over a preset, a file, or the run to resume. `complete`: what
+its images and its device decide. `within_budget`: how many images its minutes are enough for.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
+from ..data.folder import shows_colours
 from ..data.labels import with_labels
 from ..distributed import from_first, gather
 from ..fields import SettingError, flatten
-from ..files import check_writable
+from ..files import check_writable, read_json
 from ..machine import has_fast_bfloat16
+from ..presets import DEFAULT_PRESET, RGB_PRESET, preset, with_settings
 from ..pretrained import Loaded, load
-from ..pretrained.runs import RunFolder
+from ..pretrained.runs import RunFolder, run_config
 from ..progress import LOG
+from .evaluation import evaluate, sample_grid
+from .step import TrainState
+
+RGB_DATA = ("cifar10", "celeba")
+
+
+def settings_of(
+    given: Mapping[str, Any],
+    role: Role,
+    run: RunFolder,
+    start: str | Path | None = None,
+    resume: bool = False,
+) -> TrainConfig:
+    """The settings given by name, over those to start from.
+
+    start: the name of a preset, or the file of settings. None for the run to resume, if it is
+    there; else for the preset that the data suggest. Weights to begin with bring their network and
+    smoothing with them.
+    """
+    if start is None and resume and run.config.exists():
+        start = run.config
+    if isinstance(start, Path):
+        return with_settings(run_config(read_json(start), start), {**given, "role": role})
+    name, data, folder = start, given.get("data"), given.get("data_dir")
+    if name is None:
+        is_rgb = shows_colours(Path(folder)) if data == "folder" and folder else data in RGB_DATA
+        name = RGB_PRESET if is_rgb else DEFAULT_PRESET
+    data, changes = data or preset(name, role).data, dict[str, Any]()
+    if data != "celeba" and not (data == "folder" and start is not None):
+        changes["image_size"] = None  # these have a size of their own
+    if (source := given.get("init")) is not None:
+        initial = find_initial(source, role)
+        if (noise := initial.smoothing) is not None:
+            changes |= {"smoothing": noise.kind, "scale": noise.scale}
+        # The data decide the classes.
+        network = vars(initial.networks[role].config).items()
+        changes |= {name: value for name, value in network if name not in DERIVED}
+    return preset(name, role, **{**changes, **given})
 
 
 def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainConfig | None:
@@ -105,6 +153,47 @@ def complete(
         evaluations = min(config.evaluations, stored.evaluations)  # those that fit the budget
         config = replace(config, images=stored.images, budget=budget, evaluations=evaluations)
     return config
+
+
+def within_budget(
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    device: torch.device,
+    started: float,
+) -> TrainConfig:
+    """The settings with the images and evaluations that fit into a budget of minutes, which counts
+    from `started`, by time.monotonic().
+
+    Some steps of another state and an evaluation are timed, once: the rates of a run depend on its
+    number of images, so its own steps come too late.
+    """
+    assert config.budget is not None
+    seconds = 60 * config.budget
+    scratch = TrainState(replace(config, images=10**9), train_set, device)
+    began, ends = time.monotonic(), list[float]()
+    while from_first(lambda: len(ends) < 4 or ends[-1] - began < min(5.0, seconds / 20)):
+        scratch.step()
+        scratch.results()
+        ends.append(time.monotonic())
+    # The first step and picture take longer: they compile and fill caches. The mean of the other
+    # steps, not their median, as on a busy machine a few steps take much of the time.
+    step = (ends[-1] - ends[0]) / (len(ends) - 1)
+    sample_grid(scratch, test_set)
+    before = time.monotonic()
+    evaluate(scratch, test_set)
+    sample_grid(scratch, test_set)
+    cost = time.monotonic() - before
+    evaluations = max(1, min(config.evaluations, int(seconds / (5 * cost))))
+    left = seconds - evaluations * cost - (time.monotonic() - started)
+    # The state of the run takes about a step.
+    images = max(1, round(left / step) - 1) * config.batch_size
+    images, evaluations = from_first(lambda: (images, evaluations))
+    words = "%s: a step of %s images takes %.3g s, so %.3g minutes are enough for %s images"
+    LOG.info(words, config.role, config.batch_size, step, config.budget, f"{images:,}")
+    del scratch
+    gc.collect()  # it refers to itself, and a GPU may not hold two states
+    return replace(config, images=images, evaluations=evaluations)
 
 
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:

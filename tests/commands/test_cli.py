@@ -130,6 +130,7 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "values"),
     [
+        ("", {"images": 24_000, "budget": None}),
         ("--preset photos --data cifar10", {"image_size": None}),
         ("--preset photos --data folder", {"image_size": 32}),
         ("--data cifar10", {"image_size": None, "scale": 0.3}),

@@ -19,6 +19,7 @@ FOLDER = "--data folder --data-dir images"
 REPRODUCE = "reproduce --models noisy denoiser"
 MISTAKES = [
     (f"train noisy --preset mnist-large {TINY}", "preset must be one of mnist-quick"),
+    ("train noisy --preset photos", "--images and --budget are both missing: give one of them"),
     (f"train noisy --out /proc/a {TINY}", "config.json cannot be written: /proc"),
     ("train denoiser --out noisy --resume", '"denoiser" does not go with conditioning "none"'),
     (f"train noisy --out noisy {TINY}", "folder or, to continue a run, set --resume"),

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsmooth.commands.options import setting_of_text
 from dsmooth.commands.train import next_step
 from dsmooth.config import OWN, Role
-from dsmooth.presets import FINE_TUNING, preset, setting_of_text, with_settings
+from dsmooth.presets import FINE_TUNING, preset, with_settings
 from dsmooth.pretrained.runs import HeldOut, RunFolder
-from dsmooth.training import Evaluation, loop, train
+from dsmooth.training import Evaluation, loop, settings, train
 from dsmooth.training.checkpoint import check_same_run
 from dsmooth.training.settings import complete
 from dsmooth.training.step import StepResult, TrainState, scheduled
@@ -150,8 +151,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     patch(time, "monotonic", lambda: clock.now)
     patch(TrainState, "__init__", clock.after(0.3, TrainState.__init__))
-    patch(loop, "evaluate", clock.after(0.7, lambda *_: 1.0))
-    patch(loop, "sample_grid", grid)
+    for module in (loop, settings):
+        patch(module, "evaluate", clock.after(0.7, lambda *_: 1.0))
+        patch(module, "sample_grid", grid)
     patch(loop, "load_data", clock.after(3.0, loop.load_data))
     return clock
 
