@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pkgutil import resolve_name
@@ -43,9 +44,12 @@ INSIDE = (
 
 
 class Launches(TorchDispatchMode):
-    """Counts launches inside the block."""
+    """Counts launches inside the block. kernels: those of this package, by name."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.kernels: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
@@ -91,7 +95,11 @@ def counted() -> Iterator[Launches]:
     launches = Launches()
 
     def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
-        launches.count += 0 not in grid
+        if 0 in grid:
+            return
+        launches.count += 1
+        unpacks = ", with gradients of parameters" if arguments.get("unpacked") else ""
+        launches.kernels[kernel.__name__ + unpacks] += 1
 
     patches = {f"dsmooth.kernels.{name}.launch": launch for name in KERNELS}
     patches |= {path: launches.counting()(resolve_name(path)) for path in INSIDE}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
+from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
+import torch
 
 from benchmarks import records, write_docs
 from benchmarks.measure import take_turns
-from benchmarks.networks import SMALL, plain_pass
+from dsmooth.nn.gradients import input_gradient
+from tests.helpers.networks import network
 
 pytestmark = pytest.mark.quick
 
@@ -45,18 +50,38 @@ def test_contenders_take_turns_and_only_timed_calls_count() -> None:
     assert turns.ratio("b", "a").median == 10
 
 
-def test_plain_sampling_encodes_its_context_once() -> None:
-    model, calls = SMALL.build("concat"), []
-    model.encoder.stem.register_forward_hook(lambda *_: calls.append("encoder"))
-    model.head.register_forward_hook(lambda *_: calls.append("head"))
-    one_pixel = plain_pass(model, SMALL.shape(2))
-    for _ in range(3):
-        one_pixel()
-    assert calls == ["encoder", "head", "head", "head"]
+@pytest.fixture
+def launches() -> ModuleType:
+    pytest.importorskip("triton")
+    return importlib.import_module("benchmarks.launches")
 
 
 @pytest.mark.parametrize(("role", "most"), [("noisy", 1076), ("denoiser", 1350)])
-def test_a_step_launches_no_more_than_it_did(role: str, most: int) -> None:
-    pytest.importorskip("triton")
-    launches = importlib.import_module("benchmarks.launches")
+def test_a_step_launches_no_more_than_it_did(launches: ModuleType, role: str, most: int) -> None:
     assert 0 < launches.launches_of_step("mnist", role) <= most
+
+
+def test_no_kernel_is_launched_in_vain(launches: ModuleType) -> None:
+    """In a forward without gradients, for gradients by images alone, in a frozen network."""
+    model, x = network(), torch.rand(3, 1, 8, 4)
+    of_weights = {
+        "parameter_gradient_kernel",
+        "last_gradients_kernel, with gradients of parameters",
+    }
+    with launches.counted() as found:
+
+        def kernels_of(call: Callable[[], object]) -> Counter[str]:
+            found.kernels.clear()
+            call()
+            return found.kernels.copy()
+
+        forward = kernels_of(lambda: model.log_prob(x))
+        assert kernels_of(torch.no_grad()(lambda: model.log_prob(x))) == forward
+        whole = kernels_of(lambda: model.log_prob(x).sum().backward())
+        scored = kernels_of(lambda: input_gradient(model, x))
+        model.requires_grad_(False)
+        frozen = kernels_of(lambda: model.log_prob(x.requires_grad_()).sum().backward())
+    assert set(whole) >= of_weights
+    assert not set(scored) & of_weights
+    assert frozen == scored
+    assert forward.total() < scored.total() < whole.total()

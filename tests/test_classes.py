@@ -25,7 +25,6 @@ from dsmooth.pretrained.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.training import train
-from dsmooth.training.step import TrainState
 from tests.helpers.command_runs import complains, run
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import (
@@ -39,7 +38,7 @@ from tests.helpers.networks import (
     tiny_pair,
     with_classes,
 )
-from tests.helpers.tiny_runs import ROLES, tiny
+from tests.helpers.tiny_runs import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -122,20 +121,6 @@ def test_a_label_is_a_number_a_name_or_one_of_each_image() -> None:
 )
 def test_classes_are_checked(names: tuple[str, ...], shares: tuple[float, ...], words: str) -> None:
     refuses(words, Classes, names, shares)
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_classes_begin_as_the_network_without_them(role: str) -> None:
-    config = tiny(role, n_classes=10)
-    torch.manual_seed(1)
-    initial = dsmooth.PixelCNNpp(replace(config.model, classes=None))
-    for weight in initial.parameters():
-        weight.data.normal_(std=0.3)
-    model = TrainState(config, labelled(), torch.device("cpu"), initial).model.eval()
-    x, label = inputs("none")[0].double(), inputs("none")[2]
-    context = x.flip(0) if role == "denoiser" else None
-    expected = initial.double().eval()(x, context)
-    torch.testing.assert_close(model.double()(x, context, label), expected, rtol=1e-12, atol=1e-12)
 
 
 def with_shares(*shares: float) -> dsmooth.SmoothedPair:

@@ -178,13 +178,14 @@ def test_labels_of_other_classes_are_not_a_models() -> None:
 
 
 def test_weights_of_other_classes_begin_without_them() -> None:
-    """--init of a run with classes gives the same network to a run with others, or with none."""
+    """--init of a run, with classes or without, gives the same network to one with others."""
     initial, x = network(n_classes=3), images()
     for classes in (None, numbered(5), Classes(("a", "b", "c")), Classes(("1", "0", "2"))):
-        model = network(classes=classes)
-        model.load_state_dict(initial_state(model, initial))
-        label = None if classes is None else torch.arange(3)
-        assert torch.equal(model(x, label=label), initial(x, label=-1))
+        for first, none in ((initial, -1), (network(), None)):
+            model = network(classes=classes)
+            model.load_state_dict(initial_state(model, first))
+            label = None if classes is None else torch.arange(3)
+            assert torch.equal(model(x, label=label), first(x, label=none))
     same = network(n_classes=3)
     same.load_state_dict(initial_state(same, initial))
     assert torch.equal(same(x, label=torch.arange(3)), initial(x, label=torch.arange(3)))

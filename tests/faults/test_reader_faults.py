@@ -15,7 +15,6 @@ import pytest
 
 from dsmooth.data import load_dataset
 from dsmooth.data.folder import read_pictures
-from dsmooth.data.published import SUBSET_PATH
 from dsmooth.data.sources import read_images
 from dsmooth.files import read_npz
 from tests.helpers.data_makers import random_bytes, refuses, write_images
@@ -107,15 +106,6 @@ def test_a_hostile_array(tmp_path: Path, name: str) -> None:
         assert str(npz) in refuses(message, read_npz, npz)
     npy.write_bytes(content)
     refuses(f"{npy} cannot be read as a .npy without pickled", read_images, npy)
-
-
-@pytest.mark.parametrize("place", [0.01, 0.3, 0.6, 0.999])
-def test_a_damaged_subset_is_refused(tmp_path: Path, place: float) -> None:
-    """By its checksums."""
-    content, path = bytearray(SUBSET_PATH.read_bytes()), tmp_path / "x.npz"
-    content[int(place * len(content))] ^= 4
-    path.write_bytes(content)
-    refuses("cannot be read", lambda: [read_npz(path, (name,)) for name in read_npz(SUBSET_PATH)])
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import dsmooth
@@ -162,24 +161,3 @@ def test_a_card_is_of_what_was_measured(tool: ModuleType, tmp_path: Path) -> Non
     assert f"{card.samples['plain'].distance['20']:.3f}" in text
     assert (folder / "samples.png").is_file()
     assert tool.write_card(folder, work, *sets, count=20) == card  # which it finds
-
-
-@with_tool
-@pytest.mark.long
-@pytest.mark.usefixtures("no_fidelity")
-def test_a_card_of_a_pair_with_classes(tool: ModuleType, tmp_path: Path) -> None:
-    """It has no plain model and no probes; the bounds of its classes sum to that without."""
-    folder = tiny_models(
-        tmp_path / "models", ("noisy", "denoiser"), n_classes=10, label_dropout=0.1
-    )
-    train_set, test_set = (load_dataset("mnist", s).part(slice(20)) for s in ("train", "test"))
-    card = tool.write_card(folder, tmp_path / "work", train_set, test_set, count=20)
-    assert card.probes == {}
-    x = test_set.batch(torch.arange(20))
-    nats = SmoothedPair.from_pretrained(folder).elbo(x, top_classes=None).mean()
-    without = -float(nats) / (784 * math.log(2))
-    assert card.classes.bits_without == pytest.approx(without, rel=1e-5)
-    assert "# MNIST by class" in (text := (folder / "README.md").read_text())
-    assert text.count("| two-step samples, guidance 0.1 |") == 2
-    with Image.open(folder / "samples.png") as picture:
-        assert picture.width > 3 * 10 * 28

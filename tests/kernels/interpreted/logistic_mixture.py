@@ -13,14 +13,12 @@ import torch
 
 from dsmooth.kernels.launch import INTERPRETED
 from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants of every implementation
+    test_any_size,
     test_as_exact_as_eager,
     test_extremes,
-    test_what_all_logits_share_changes_nothing,
-)
-from tests.functional.test_logistic_mixture_op import (  # noqa: F401 - invariants of every implementation
-    test_any_size,
     test_gradient_of_a_weighted_sum,
     test_nan_is_never_hidden,
+    test_what_all_logits_share_changes_nothing,
 )
 from tests.functional.test_ops import (  # noqa: F401 - invariants of every implementation
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
@@ -37,7 +35,6 @@ from tests.helpers.mixture_cases import (
     RUNS,
     assert_as_exact_as_eager,
     each_likelihood,
-    each_mixture,
     random_case,
     widest_case,
 )
@@ -66,14 +63,3 @@ def test_an_atom_far_above_the_components_neither_overflows_nor_vanishes() -> No
     got = run(x, params, "atoms")
     assert got[0][0, 0, 0].item() == pytest.approx(-math.log(2), rel=1e-6)
     assert_as_exact_as_eager(got, x, params, **MIXTURES["atoms"])
-
-
-@pytest.mark.parametrize("n_mix", [1, 5, 17])
-@each_mixture
-def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels: int) -> None:
-    """A part of an image, down to one pixel, gets the bits that it gets in the whole."""
-    x, params = widest_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))
-    whole = run(x, params, mixture)
-    for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
-        for got, want in zip(run(x[part], params[part], mixture), whole, strict=True):
-            assert torch.equal(got, want[part])
