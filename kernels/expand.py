@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth.philox import Stream
 
-from .geometry import Operands, PaddedImages, Settings, cdiv
+from .geometry import IMAGES, PaddedImages, Tensors, cdiv, channels_of, planes_of, three
 from .launch import launch
 
 STREAM = tl.constexpr(int(Stream.DROPOUT))
@@ -260,11 +260,14 @@ def operands_kernel(
 
 
 def expand(
-    operands: Operands,
+    tensors: Tensors,
     rows: PaddedImages,
-    settings: Settings,
     h: Tensor,
     *,
+    layer: int,
+    first_image: int,
+    keep_from: int,
+    scale: float,
     inputs: bool = True,
     **gradients: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
@@ -275,22 +278,25 @@ def expand(
     plane of F. The forward writes only the margins of h's plane. The backward gives gates_ptr
     (B, 2F, H, W) and dy_ptr, and it also writes the margins of dh_ptr, all of d_gates_ptr, and its
     sums over each BLOCK_P rows, sums_ptr (blocks, 2F).
+
+    Dropout, of elements of `scale`, keeps the words >> 9 that are at least keep_from; first_image:
+    index of the first image in the batch whose mask is shared.
     """
-    x, f = operands.x, operands.x.shape[1]
-    planes = 1 + (1 + operands.planes) * inputs
+    x, f = tensors["x"], tensors["x"].shape[1]
+    planes = 1 + (1 + planes_of(tensors)) * inputs
     expanded = rows.empty(x, 2 * f, planes=planes)
-    kept = None if operands.seed is None else rows.empty(x, f, dtype=torch.uint8)
+    kept = rows.empty(x, f, dtype=torch.uint8) if "seed" in tensors else None
     backward = ("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr")
     block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
     launch(
         operands_kernel,
         (cdiv(rows.length, BLOCK_P) * cdiv(f, block_f), planes + bool(gradients)), x.device,
-        x=(x, *operands.skips, x, x)[:3] if inputs else None, h_ptr=h, e_ptr=expanded,
-        kept_ptr=kept, seed_ptr=operands.seed, **dict.fromkeys(backward) | gradients,
-        layer=settings.layer, keep_from=settings.keep_from,
-        first_pixel=settings.first_image * rows.height * rows.width, margin=rows.margin,
+        x=three(tensors, IMAGES) if inputs else None, h_ptr=h, e_ptr=expanded,
+        kept_ptr=kept, seed_ptr=tensors.get("seed"), **dict.fromkeys(backward) | gradients,
+        layer=layer, keep_from=keep_from,
+        first_pixel=first_image * rows.height * rows.width, margin=rows.margin,
         total=rows.total + rows.margin, plane_stride=expanded.stride(0), size=rows.size,
-        CHANNELS=operands.channels, SCALE=settings.scale, ABOVE=rows.above, BEFORE=rows.before,
+        CHANNELS=channels_of(tensors), SCALE=scale, ABOVE=rows.above, BEFORE=rows.before,
         BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
     return expanded, kept

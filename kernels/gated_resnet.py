@@ -26,18 +26,20 @@ from .gated_resnet_kernels import (
     parameter_gradient_kernel,
 )
 from .geometry import (
+    IMAGES,
     POINT,
     Geometry,
-    Operands,
     PaddedImages,
-    Settings,
     Taps,
+    Tensors,
     cdiv,
-    empty_channels_last,
+    channels_of,
     packed_sizes,
+    planes_of,
+    three,
 )
 from .launch import arithmetic_of, launch
-from .weights import pack, pad_to_three, unpacking
+from .weights import pack, unpacking
 
 
 class Shape(NamedTuple):
@@ -52,10 +54,12 @@ class Shape(NamedTuple):
     capability: int
 
     @classmethod
-    def of(cls, operands: Operands, settings: Settings) -> Shape:
-        x, taps = operands.x, Taps.of(operands.conv_in, settings.shift)
+    def of(cls, tensors: Tensors, pad_top: int, pad_left: int) -> Shape:
+        x, planes = tensors["x"], planes_of(tensors)
+        kh, kw = tensors["conv_in"].shape[2:]
+        taps = Taps(kh, kw, pad_top, pad_left)
         rows = PaddedImages.of(x.shape, taps)
-        return cls(rows, x.shape[1], operands.planes, taps, x.dtype, *arithmetic_of(x))
+        return cls(rows, x.shape[1], planes, taps, x.dtype, *arithmetic_of(x))
 
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
         """The constants of a matmul with these taps."""
@@ -83,87 +87,79 @@ class Shape(NamedTuple):
         }
 
 
-def forward(
-    operands: Operands,
-    settings: Settings,
-    packed: Tensor,
-    y: Tensor,
-    h: Tensor | None = None,
-    gates: Tensor | None = None,
-) -> None:
-    """Write the packed weights and y; if a backward follows, also h (B, F, H, W), and A and G
-    (B, 2F, H, W). All images are channels_last."""
-    x, f = operands.x, operands.x.shape[1]
-    shape = Shape.of(operands, settings)
-    rows, save = shape.rows, gates is not None
-    w_hidden, w_out, *adjoint = packed.split(packed_sizes(operands, save))
-    pack(operands, w_hidden, w_out, *adjoint)
-    h = empty_channels_last(x, f) if h is None else h
-    e, kept = expand(operands, rows, settings, h)
+def forward(tensors: Tensors, pad_top: int, pad_left: int, **dropout: Any) -> None:
+    """Write the packed weights, y and, if a backward follows, h (B, F, H, W), A and G.
+
+    tensors: operands, "packed", "y" (B, F, H, W), and "h" and "gates" (B, 2F, H, W) or neither.
+    All images are channels_last. dropout: as `expand` takes it.
+    """
+    x, f = tensors["x"], tensors["x"].shape[1]
+    shape = Shape.of(tensors, pad_top, pad_left)
+    gates = tensors.get("gates")
+    sizes = packed_sizes(tensors, gates is not None)
+    w_hidden, w_out, *adjoint = tensors["packed"].split(sizes)
+    pack(tensors, w_hidden, w_out, *adjoint)
+    h = torch.empty_like(x) if gates is None else tensors["h"]
+    e, kept = expand(tensors, shape.rows, h, **dropout)
     programs, arguments = shape.matmul(shape.taps, 2 * f, f, shape.planes)
     launch(
         hidden_kernel, (programs,), x.device,
-        e_ptr=e, w_ptr=w_hidden, bias_ptr=operands.bias_in, nin_bias_ptr=operands.bias_nin,
+        e_ptr=e, w_ptr=w_hidden, bias_ptr=tensors["bias_in"], nin_bias_ptr=tensors.get("bias_nin"),
         h_ptr=h, kept_ptr=kept, eh_ptr=e[-1], plane_stride=e.stride(0),
-        F=f, PLANES=shape.planes, SCALE=settings.scale, **arguments,
+        F=f, PLANES=shape.planes, SCALE=dropout["scale"], **arguments,
     )  # fmt: skip
     programs, arguments = shape.matmul(shape.taps, 2 * f, 2 * f)
     launch(
         gate_kernel, (programs,), x.device,
-        e_ptr=e[-1], w_ptr=w_out, bias_ptr=operands.bias_out, image_bias_ptr=operands.image_bias,
-        x_ptr=x, y_ptr=y, gates_ptr=gates, F=f, **arguments,
+        e_ptr=e[-1], w_ptr=w_out, bias_ptr=tensors["bias_out"],
+        image_bias_ptr=tensors.get("image_bias"), x_ptr=x, y_ptr=tensors["y"], gates_ptr=gates,
+        F=f, **arguments,
     )  # fmt: skip
 
 
-def backward(
-    grad_y: Tensor,
-    h: Tensor,
-    gates: Tensor,
-    packed: Tensor,
-    operands: Operands,
-    settings: Settings,
-    grads: dict[str, Tensor],
-) -> None:
-    """Write the gradients `grads` by operand name: of all images, and of all parameters or of none.
+def backward(tensors: Tensors, pad_top: int, pad_left: int, **dropout: Any) -> None:
+    """Write the gradients, "grad_" and an operand's name: of all images, and of all parameters or
+    of none.
 
-    h, gates, packed: as `forward` wrote them, for a backward. Images are channels_last.
+    tensors: those of `forward` but y, "grad_y", and the gradients. Images are channels_last.
     """
-    x, f = operands.x, operands.x.shape[1]
-    shape = Shape.of(operands, settings)
-    rows, parameters = shape.rows, "conv_in" in grads
-    _, _, w_in_adjoint, w_out_adjoint, w_nin_adjoint = packed.split(packed_sizes(operands, True))
+    x, f = tensors["x"], tensors["x"].shape[1]
+    shape = Shape.of(tensors, pad_top, pad_left)
+    rows, parameters = shape.rows, "grad_conv_in" in tensors
+    h, grad_y = tensors["h"], tensors["grad_y"]
+    sizes = packed_sizes(tensors, True)
+    _, _, w_in_adjoint, w_out_adjoint, w_nin_adjoint = tensors["packed"].split(sizes)
     programs, arguments = shape.matmul(shape.taps.adjoint(), 2 * f, 2 * f)
     d_gates, dh = rows.empty(x, 2 * f)[0], rows.empty(x, f)[0]
     out_sums = _sums(x, cdiv(rows.length, BLOCK_P), 2 * f)
     in_sums = _sums(x, cdiv(rows.pixels, arguments["G"].block_p), f)
     e, kept = expand(
-        operands, rows, settings, h, inputs=parameters,
-        d_gates_ptr=d_gates, dh_ptr=dh, gates_ptr=gates, dy_ptr=grad_y, sums_ptr=out_sums,
+        tensors, rows, h, inputs=parameters, **dropout, d_gates_ptr=d_gates, dh_ptr=dh,
+        gates_ptr=tensors["gates"], dy_ptr=grad_y, sums_ptr=out_sums,
     )  # fmt: skip
     launch(
         hidden_gradient_kernel, (programs,), x.device,
         g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h, kept_ptr=kept, dh_ptr=dh, sums_ptr=in_sums,
-        F=f, SCALE=settings.scale, **arguments,
+        F=f, SCALE=dropout["scale"], **arguments,
     )  # fmt: skip
     first_program, unpacked = 0, None
     if parameters:
         parts = _weight_gradients(shape, e, dh, d_gates)
-        first_program, unpacked = unpacking(parts, (in_sums, out_sums), operands, grads)
-    if "image_bias" in grads:
+        first_program, unpacked = unpacking(parts, (in_sums, out_sums), tensors)
+    if "grad_image_bias" in tensors:
         # The rows of an image are contiguous, and the padding between its pixels is zero.
         size = rows.batch, (rows.height + rows.above) * rows.pitch, 2 * f
         per_image = d_gates[: size[0] * size[1]].view(size)
-        torch.sum(per_image, 1, dtype=grads["image_bias"].dtype, out=grads["image_bias"])
-    images = [name for name in ("x", "skip", "skip_2") if name in grads]
+        out = tensors["grad_image_bias"]
+        torch.sum(per_image, 1, dtype=out.dtype, out=out)
     programs, arguments = shape.matmul(shape.taps.adjoint(), f, 2 * f, several=shape.planes > 0)
     geometry = arguments["G"]
     launch(
         last_gradients_kernel, (first_program + programs * (1 + shape.planes),), x.device,
-        g_ptr=dh, w_ptr=w_in_adjoint, nin_ptr=w_nin_adjoint if operands.skips else w_in_adjoint,
-        x=pad_to_three([x, *operands.skips]), dy_ptr=grad_y,
-        dx=pad_to_three([grads[name] for name in images]), programs=max(1, programs),
-        first_program=first_program, unpacked=unpacked,
-        CHANNELS=operands.channels, NORMED=bool(operands.gains),
+        g_ptr=dh, w_ptr=w_in_adjoint, nin_ptr=w_nin_adjoint if shape.planes else w_in_adjoint,
+        x=three(tensors, IMAGES), dy_ptr=grad_y, dx=three(tensors, IMAGES, "grad_"),
+        programs=max(1, programs), first_program=first_program, unpacked=unpacked,
+        CHANNELS=channels_of(tensors),
         POINT=geometry._replace(taps=POINT), point_steps=cdiv(f, geometry.block_k), **arguments,
     )  # fmt: skip
 

@@ -199,7 +199,7 @@ def hidden_gradient_kernel(
 @triton.jit
 def last_gradients_kernel(
     g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, size, steps, point_steps, first_program,
-    unpacked, CHANNELS: tl.constexpr, NORMED: tl.constexpr, G: tl.constexpr, POINT: tl.constexpr,
+    unpacked, CHANNELS: tl.constexpr, G: tl.constexpr, POINT: tl.constexpr,
 ):  # fmt: skip
     """The gradients that no other kernel reads. The programs before first_program finish those of
     the parameters, as `unpacked` says if not None. The others compute those dx of the inputs
@@ -212,7 +212,7 @@ def last_gradients_kernel(
     F: tl.constexpr = CHANNELS[0]
     if unpacked is not None:  # noqa: SIM102 - a constexpr: if false, the body is not compiled
         if tl.program_id(0) < first_program:
-            unpack_block(tl.program_id(0), unpacked, CHANNELS=CHANNELS, NORMED=NORMED, G=G)
+            unpack_block(tl.program_id(0), unpacked, CHANNELS=CHANNELS, G=G)
     tile = tl.program_id(0) - first_program
     plane = tile // programs
     pid = tile % programs

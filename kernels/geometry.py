@@ -1,84 +1,17 @@
-"""Operands and settings of a gated resnet, taps, and images as rows. Does not import Triton."""
+"""A gated resnet's tensors by name, taps of its convolutions, and images as rows of a matmul."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Shift = Literal["down", "down_right", "none"]
 MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may extend beyond the end
 ROW_BLOCK = 128  # largest number of rows per program; smaller block sizes divide it
-
-
-class Operands(NamedTuple):
-    """The inputs of a gated resnet, in the order of the field table; None if absent."""
-
-    x: Tensor
-    skip: Tensor | None
-    skip_2: Tensor | None
-    conv_in: Tensor
-    bias_in: Tensor
-    conv_out: Tensor
-    bias_out: Tensor
-    nin_skip: Tensor | None
-    bias_nin: Tensor | None
-    gain_in: Tensor | None
-    gain_out: Tensor | None
-    gain_nin: Tensor | None
-    image_bias: Tensor | None
-    seed: Tensor | None
-
-    @property
-    def skips(self) -> list[Tensor]:
-        """The skips, at most two."""
-        return [skip for skip in (self.skip, self.skip_2) if skip is not None]
-
-    @property
-    def channels(self) -> tuple[int, int, int]:
-        """Of x, skip and skip_2; 0 if absent."""
-        first, second = (0 if skip is None else skip.shape[1] for skip in (self.skip, self.skip_2))
-        return self.x.shape[1], first, second
-
-    @property
-    def planes(self) -> int:
-        """Number of planes of F channels that hold the skips."""
-        f, first, second = self.channels
-        return cdiv(first, f) + cdiv(second, f)
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """conv_in, conv_out and, with a skip, nin_skip."""
-        nin = [] if self.nin_skip is None else [self.nin_skip]
-        return [self.conv_in, self.conv_out, *nin]
-
-    @property
-    def gains(self) -> list[Tensor]:
-        """One for each of the weights, or none."""
-        gains = (self.gain_in, self.gain_out, self.gain_nin)
-        return [gain for gain in gains if gain is not None]
-
-
-class Settings(NamedTuple):
-    """The arguments of `functional.gated_resnet` other than tensors."""
-
-    shift: Shift
-    dropout: float = 0.0
-    layer: int = 0
-    first_image: int = 0
-
-    @property
-    def keep_from(self) -> int:
-        """The least n = word >> 9 that is kept: its uniform (n + 1/2) 2**-23 is >= dropout."""
-        return math.ceil(self.dropout * 2**23 - 0.5)
-
-    @property
-    def scale(self) -> float:
-        """The factor by which dropout multiplies kept elements."""
-        return 1 / (1 - self.dropout)
+IMAGES = ("x", "skip", "skip_2")
+Tensors = Mapping[str, Tensor]  # as gated_resnet.def names them; what is absent is left out
 
 
 class Taps(NamedTuple):
@@ -88,13 +21,6 @@ class Taps(NamedTuple):
     kw: int
     top: int
     left: int
-
-    @classmethod
-    def of(cls, weight: Tensor, shift: str) -> Taps:
-        """The taps of a shifted convolution with weight (D, C, kh, kw)."""
-        kh, kw = weight.shape[2:]
-        top = (kh - 1) // 2 if shift == "none" else kh - 1
-        return cls(kh, kw, top, kw - 1 if shift == "down_right" else (kw - 1) // 2)
 
     def adjoint(self) -> Taps:
         """Taps of the adjoint, whose kernel is flipped."""
@@ -196,32 +122,28 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def channels_last(image: Tensor) -> Tensor:
-    """The image in channels_last memory order, copied only if needed."""
-    return image.contiguous(memory_format=torch.channels_last)
+def three(tensors: Tensors, names: Sequence[str], prefix: str = "") -> tuple[Tensor, ...]:
+    """The tensors of three names, each after the prefix. The first takes the place of one that is
+    absent, which the kernels ignore."""
+    first = tensors[prefix + names[0]]
+    return tuple(tensors.get(prefix + name, first) for name in names)
 
 
-def empty_channels_last(like: Tensor, channels: int) -> Tensor:
-    """An uninitialised image with the batch, height, width, dtype and device of `like`."""
-    return torch.empty(
-        (like.shape[0], channels, *like.shape[2:]),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )
+def channels_of(tensors: Tensors) -> tuple[int, ...]:
+    """Of x, skip and skip_2; 0 if absent."""
+    return tuple(tensors[name].shape[1] if name in tensors else 0 for name in IMAGES)
 
 
-def empty_weight(like: Tensor) -> Tensor:
-    """An uninitialised tensor with the strides of `like`, or channels_last if `like` has gaps."""
-    last = torch.channels_last  # DistributedDataParallel also compares strides of size-1 dimensions
-    kept = like.ndim != 4 or like.is_contiguous() or like.is_contiguous(memory_format=last)
-    return torch.empty_like(like, memory_format=torch.preserve_format if kept else last)
+def planes_of(tensors: Tensors) -> int:
+    """Number of planes of F channels that hold the skips."""
+    f, *skips = channels_of(tensors)
+    return sum(cdiv(channels, f) for channels in skips)
 
 
-def packed_sizes(operands: Operands, adjoint: bool) -> list[int]:
+def packed_sizes(tensors: Tensors, adjoint: bool) -> list[int]:
     """Sizes of the parts of the packed weights: (F, (T + planes) 2F) for conv_in, then nin_skip;
     (2F, T 2F) for conv_out; the adjoints (2F, T F) of conv_in, (2F, T 2F) of conv_out and, per
     plane, (2F, F) of nin_skip."""
-    f, _, kh, kw = operands.conv_in.shape
-    conv, nin = 2 * f * f * kh * kw, 2 * f * f * operands.planes
+    f, _, kh, kw = tensors["conv_in"].shape
+    conv, nin = 2 * f * f * kh * kw, 2 * f * f * planes_of(tensors)
     return [conv + nin, 2 * conv, *[conv, 2 * conv, nin] * adjoint]

@@ -10,20 +10,22 @@ norm and sum the gradients of the biases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Operands, cdiv
+from .geometry import Tensors, cdiv, channels_of, planes_of, three
 from .launch import launch
 
-Value = TypeVar("Value")
 BLOCK_D = tl.constexpr(8)  # filters per program
 BLOCK_K = tl.constexpr(256)
 BLOCK_S = tl.constexpr(4)  # partial sums of a gradient that are added at once
+# Names of the tensors of a gated resnet.
+WEIGHTS = ("conv_in", "conv_out", "nin_skip")
+GAINS = ("gain_in", "gain_out", "gain_nin")
+BIASES = ("bias_in", "bias_out", "bias_nin")
 
 
 @triton.jit
@@ -124,27 +126,22 @@ def strides_of(v: Tensor) -> tuple[int, int, int]:
     return channels * rows * cols, stride_c, stride_t
 
 
-def pad_to_three(values: Sequence[Value]) -> tuple[Value, ...]:
-    """Pad to three by repeating the first; the kernels ignore the padding."""
-    return (*values, values[0], values[0])[:3]
-
-
-def pack(operands: Operands, hidden: Tensor, out: Tensor, *adjoint: Tensor) -> None:
+def pack(tensors: Tensors, hidden: Tensor, out: Tensor, *adjoint: Tensor) -> None:
     """Write a gated resnet's weights into the parts of `geometry.packed_sizes`."""
-    weights, gains = operands.weights, operands.gains
+    weights = three(tensors, WEIGHTS)
     launch(
-        pack_kernel, (programs_of(weights),), hidden.device,
-        v=pad_to_three(weights), gain=pad_to_three(gains) if gains else None,
-        strides=pad_to_three([strides_of(v) for v in weights]),
+        pack_kernel, (programs_of(tensors),), hidden.device,
+        v=weights, gain=three(tensors, GAINS) if "gain_in" in tensors else None,
+        strides=tuple(map(strides_of, weights)),
         hidden_ptr=hidden, out_ptr=out, adjoint=adjoint or None,
-        CHANNELS=operands.channels, T=weights[0].shape[2:].numel(), PLANES=operands.planes,
+        CHANNELS=channels_of(tensors), T=weights[0].shape[2:].numel(), PLANES=planes_of(tensors),
         num_warps=8,
     )  # fmt: skip
 
 
-def programs_of(weights: Sequence[Tensor]) -> int:
+def programs_of(tensors: Tensors) -> int:
     """Number of programs that each have BLOCK_D filters of one of the weights."""
-    return sum(cdiv(weight.shape[0], BLOCK_D.value) for weight in weights)
+    return sum(cdiv(tensors[name].shape[0], BLOCK_D.value) for name in WEIGHTS if name in tensors)
 
 
 @triton.jit
@@ -167,10 +164,10 @@ def unpack_filters(
     part_ptr, splits, part_stride, sums_ptr, n_sums, v_ptr, gain_ptr,
     grad_v_ptr, grad_gain_ptr, grad_bias_ptr, block, stride_d, stride_c, stride_t,
     T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
-    NORMED: tl.constexpr, ACC: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """With dw = the sum of parts (T C, D), write dg = <dw, v> / |v| and dv = g / |v|
-    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; and the gradient of the bias,
+    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without a gain; and the gradient of the bias,
     the sum of `sums` (n_sums, D). v and dv have the same strides."""
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = d < D
@@ -182,7 +179,7 @@ def unpack_filters(
         mask = (n < n_sums) & mask_d[None, :]
         bias += tl.sum(tl.load(sums_ptr + n * D + d[None, :], mask=mask, other=0.0), axis=0)
     tl.store(grad_bias_ptr + d, bias, mask=mask_d)
-    if NORMED:
+    if gain_ptr is not None:
         square = tl.zeros((BLOCK_D,), dtype=ACC)
         product = tl.zeros((BLOCK_D,), dtype=ACC)
         for first in range(0, T * C, BLOCK_K):
@@ -206,7 +203,7 @@ def unpack_filters(
         dw = sum_parts(
             part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride, ACC
         )
-        if NORMED:
+        if gain_ptr is not None:
             v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
             dw = (gain / norm)[None, :] * (dw - v * (product / square)[None, :])
         tl.store(grad_v_ptr + filter_ + source[:, None], dw, mask=mask)
@@ -214,7 +211,7 @@ def unpack_filters(
 
 @triton.jit
 def unpack_block(
-    pid, unpacked, CHANNELS: tl.constexpr, NORMED: tl.constexpr, G: tl.constexpr,
+    pid, unpacked, CHANNELS: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """One program of the parameters' gradients: filters of conv_in, conv_out or nin_skip.
 
@@ -231,20 +228,18 @@ def unpack_block(
             unpack_filters(
                 parts[i % 2] + (2 * F * F * T if i == 2 else 0), counts[0],
                 4 * F * F * T if i == 1 else HIDDEN, sums[i % 2], counts[1 + i % 2],
-                v[i], gain[i], grad_v[i], grad_gain[i], grad_bias[i], pid,
+                v[i], None if gain is None else gain[i],
+                grad_v[i], None if gain is None else grad_gain[i], grad_bias[i], pid,
                 strides[i][0], strides[i][1], strides[i][2],
                 T=PLANES if i == 2 else T, C=2 * F, D=2 * F if i == 1 else F,
                 S0=CHANNELS[1] if i == 2 else 0, S1=CHANNELS[2] if i == 2 else 0,
-                NORMED=NORMED, ACC=G.acc,
+                ACC=G.acc,
             )  # fmt: skip
         pid -= blocks
 
 
 def unpacking(
-    parts: tuple[Tensor, Tensor],
-    sums: tuple[Tensor, Tensor],
-    operands: Operands,
-    grads: dict[str, Tensor],
+    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], tensors: Tensors
 ) -> tuple[int, tuple[Any, ...]]:
     """The number of programs that write the gradients of parameters, and their argument: partial
     sums of weights and biases, their numbers, and for each weight the tensors of its filters.
@@ -252,16 +247,13 @@ def unpacking(
     parts: (splits, (T + planes) 2F, F) for conv_in and nin_skip, (splits, T 2F, 2F) for conv_out;
     sums: of the biases' gradients, (blocks, F) and (blocks, 2F).
     """
-    weights, biases, gains = (
-        [grads[name] for name in names if name in grads]
-        for names in (
-            ("conv_in", "conv_out", "nin_skip"),
-            ("bias_in", "bias_out", "bias_nin"),
-            ("gain_in", "gain_out", "gain_nin"),
-        )
-    )
     counts = parts[0].shape[0], sums[0].shape[0], sums[1].shape[0]
-    tensors = operands.weights, operands.gains or weights, weights, gains or weights, biases
-    strides = [strides_of(weight) for weight in operands.weights]
-    per_weight = *map(pad_to_three, tensors), pad_to_three(strides)
-    return programs_of(weights), (parts, sums, counts, *per_weight)
+    weights, d_weights, d_biases = (
+        three(tensors, WEIGHTS), three(tensors, WEIGHTS, "grad_"), three(tensors, BIASES, "grad_")
+    )  # fmt: skip
+    gains, d_gains = (
+        three(tensors, GAINS, prefix) if "gain_in" in tensors else None for prefix in ("", "grad_")
+    )
+    strides = tuple(map(strides_of, weights))
+    per_weight = weights, gains, d_weights, d_gains, d_biases, strides
+    return programs_of(tensors), (parts, sums, counts, *per_weight)

@@ -68,7 +68,8 @@ def gated_resnet(
             f"gains must be empty or {count} tensors, one per weight, got {len(gains)}"
         )
     weights = (*conv_in, *conv_out, *(nin_skip or (None, None)), *(*gains, None, None, None)[:3])
-    operands = Operands._make((x, *(*skips, None, None)[:2], *weights, image_bias, seed))
+    given = (x, *(*skips, None, None)[:2], *weights, image_bias, seed)
+    operands = {name: t for name, t in zip(FIELDS, given, strict=True) if t is not None}
     settings = Settings(shift, dropout, layer, first_image)
     check_operands(operands, settings)
     settings = settings._replace(dropout=float(dropout))
@@ -84,35 +85,34 @@ def gated_resnet(
 
     chosen = choose("gated_resnet", impl, x.device, obstacle)
     if dropout == 0:
-        operands, settings = operands._replace(seed=None), Settings(shift)
+        operands.pop("seed", None)
+        settings = Settings(shift)
     elif seed is None:
-        operands = operands._replace(seed=draw_seed(x.device))
+        operands["seed"] = draw_seed(x.device)
     if chosen == "reference":
         return _reference(operands, settings)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
-    operands = Operands._make(
-        None if tensor is None else tensor.to(dtypes[FIELDS[name].dtype])
-        for name, tensor in operands._asdict().items()
-    )
+    operands = {name: t.to(dtypes[FIELDS[name].dtype]) for name, t in operands.items()}
     return gated_resnet_op(operands, settings, chosen)
 
 
 def _reference(operands: Operands, settings: Settings) -> Tensor:
     """The equation of `gated_resnet`, line for line."""
-    conv_in = fold_weight_norm(operands.conv_in, operands.gain_in)
-    h = shifted_conv2d(concat_elu(operands.x), conv_in, operands.bias_in, shift=settings.shift)
-    if operands.nin_skip is not None:
-        skips = operands.skips
+    x, shift = operands["x"], settings.shift
+    conv_in = fold_weight_norm(operands["conv_in"], operands.get("gain_in"))
+    h = shifted_conv2d(concat_elu(x), conv_in, operands["bias_in"], shift=shift)
+    if "skip" in operands:
+        skips = [operands[name] for name in ("skip", "skip_2") if name in operands]
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
-        nin = fold_weight_norm(operands.nin_skip, operands.gain_nin)
-        h = h + F.conv2d(concat_elu(a), nin, operands.bias_nin)
+        nin = fold_weight_norm(operands["nin_skip"], operands.get("gain_nin"))
+        h = h + F.conv2d(concat_elu(a), nin, operands["bias_nin"])
     h = concat_elu(h)
-    if operands.seed is not None:
-        h = drop(h, settings, operands.seed)
-    conv_out = fold_weight_norm(operands.conv_out, operands.gain_out)
-    gates = shifted_conv2d(h, conv_out, operands.bias_out, shift=settings.shift)
-    return apply_gates(operands.x, gates, operands.image_bias)
+    if "seed" in operands:
+        h = drop(h, settings, operands["seed"])
+    conv_out = fold_weight_norm(operands["conv_out"], operands.get("gain_out"))
+    gates = shifted_conv2d(h, conv_out, operands["bias_out"], shift=shift)
+    return apply_gates(x, gates, operands.get("image_bias"))
 
 
 def apply_gates(x: Tensor, gates: Tensor, image_bias: Tensor | None) -> Tensor:

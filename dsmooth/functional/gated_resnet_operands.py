@@ -1,18 +1,20 @@
-"""The operands of a gated resnet: the field table and checks."""
+"""The operands of a gated resnet: the field table, settings and checks."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..fields import check_floating, check_tensor
-from ..kernels.geometry import Operands, Settings
 from .dispatch import autocast_dtype
-from .shifted_conv import check_kernel
+from .shifted_conv import Shift, check_kernel
 
+Operands = dict[str, Tensor]  # those that are given, by the names of the field table
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # cast by autocast
 
 
@@ -28,7 +30,8 @@ class Field(NamedTuple):
 
 
 def _read_fields() -> dict[str, Field]:
-    """The table by tensor name; the "k" of C++ constants and the "* " of "2 * F" are removed."""
+    """The inputs of the table by name; the "k" of C++ constants and the "* " of "2 * F" are
+    removed."""
     text = Path(__file__).with_name("gated_resnet.def").read_text()
     required = {
         "0": (),
@@ -37,9 +40,10 @@ def _read_fields() -> dict[str, Field]:
         "Skip | Gains": ("skip", "gain_in"),
     }
     fields = {}
-    for columns, shape in re.findall(r"^FIELD\((.*), \((.*)\)\)$", text, re.MULTILINE):
+    line = r"^FIELD\((\w+), kInput, (.*), \((.*)\)\)$"
+    for name, columns, shape in re.findall(line, text, re.MULTILINE):
         words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
-        name, _, presence, conditions, dtype, layout, gradient = words
+        presence, conditions, dtype, layout, gradient = words
         fields[name] = Field(
             shape.replace("2 * ", "2").replace(",", ""),
             dtype,
@@ -54,13 +58,39 @@ def _read_fields() -> dict[str, Field]:
 FIELDS = _read_fields()
 
 
+class Settings(NamedTuple):
+    """The arguments of `functional.gated_resnet` other than tensors."""
+
+    shift: Shift
+    dropout: float = 0.0
+    layer: int = 0
+    first_image: int = 0
+
+    @property
+    def keep_from(self) -> int:
+        """The least n = word >> 9 that is kept: its uniform (n + 1/2) 2**-23 is >= dropout."""
+        return math.ceil(self.dropout * 2**23 - 0.5)
+
+    @property
+    def scale(self) -> float:
+        """The factor by which dropout multiplies kept elements."""
+        return 1 / (1 - self.dropout)
+
+
 def check_operands(operands: Operands, settings: Settings) -> None:
     """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
     Also raises ValueError for settings out of range, TypeError for an operand that is not a tensor
     and for an integer x. Messages use the names of the field table, like those of the extension.
     """
-    x, conv = operands.x, operands.conv_in
+    for name, field in FIELDS.items():
+        required = " and ".join(field.conditions)
+        if not operands.keys() >= set(field.conditions):
+            if name in operands:
+                raise ValueError(f"{name} must be None without {required}, got a tensor")
+        elif name not in operands and not field.optional:
+            raise ValueError(f"{name} must be given{required and f' with {required}'}, got None")
+    x, conv = operands["x"], operands["conv_in"]
     check_floating("x", x)
     check_tensor("x", x, ("B", "F", "H", "W"))
     check_kernel(conv, settings.shift, "conv_in")
@@ -68,20 +98,8 @@ def check_operands(operands: Operands, settings: Settings) -> None:
     f, _, kh, kw = conv.shape
     extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "H": rows, "W": cols, "KH": kh, "KW": kw}
     dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
-    tensors = operands._asdict()
-    present = {name for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in tensors.items():
+    for name, tensor in operands.items():
         field = FIELDS[name]
-        expected = present.issuperset(field.conditions)
-        required = " and ".join(field.conditions)
-        if tensor is None:
-            if expected and not field.optional:
-                raise ValueError(
-                    f"{name} must be given{required and f' with {required}'}, got None"
-                )
-            continue
-        if not expected:
-            raise ValueError(f"{name} must be None without {required}, got a tensor")
         shape = [extents.get(extent, extent) for extent in field.shape.split()]
         check_tensor(
             name, tensor, shape, x.device, (torch.int64,) if field.dtype == "Int64" else dtypes

@@ -7,15 +7,15 @@ The output at (r, c) is a function of rows <= r ("down"), or of rows <= r and co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import check_floating, check_one_of, check_tensor
-from ..kernels.geometry import Shift, Taps
 
+Shift = Literal["down", "down_right", "none"]
 SHIFTS = get_args(Shift)
 
 
@@ -53,11 +53,18 @@ def shifted_conv2d(
     check_kernel(weight, shift)
     _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
     check_one_of("stride", stride, (1, 2))
-    taps = Taps.of(weight, shift)
-    right, bottom = taps.kw - 1 - taps.left, taps.kh - 1 - taps.top
-    if (taps.left, taps.top) == (right, bottom):
-        return F.conv2d(x, weight, bias, stride, padding=(taps.top, taps.left))
-    return F.conv2d(F.pad(x, (taps.left, right, taps.top, bottom)), weight, bias, stride)
+    top, left = padding_of(weight, shift)
+    bottom, right = weight.shape[2] - 1 - top, weight.shape[3] - 1 - left
+    if (top, left) == (bottom, right):
+        return F.conv2d(x, weight, bias, stride, padding=(top, left))
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)
+
+
+def padding_of(weight: Tensor, shift: Shift) -> tuple[int, int]:
+    """The rows above and the columns to the left that a kernel (D, C, kh, kw) reaches to."""
+    kh, kw = weight.shape[2:]
+    top = (kh - 1) // 2 if shift == "none" else kh - 1
+    return top, kw - 1 if shift == "down_right" else (kw - 1) // 2
 
 
 def shifted_conv_transpose2d(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional.gated_resnet_op import forward_op
-from dsmooth.functional.gated_resnet_operands import FIELDS, Operands
+from dsmooth.functional.gated_resnet_operands import FIELDS
 from dsmooth.sampling.program import Program
 from tests.helpers.gated_cases import make_case, needs_extension
 from tests.helpers.networks import BYTES, network
@@ -160,11 +160,11 @@ NUMBERS: Arguments = {
 
 
 def block_inputs() -> Arguments:
-    return {name: guarded(t) for name, t in CASE.operands(torch.float32)._asdict().items()}
+    return {name: guarded(t) for name, t in CASE.operands(torch.float32).items()}
 
 
 def block_results() -> dict[str, Tensor]:
-    results = forward_op(*CASE.operands(torch.float32), *CASE.settings, "native", True)
+    results = forward_op(*CASE.operands(torch.float32).values(), *CASE.settings, "native", True)
     return dict(zip(("y", "h", "gates"), results, strict=False))
 
 
@@ -177,7 +177,7 @@ def block_backward(frozen: bool) -> Arguments:
     """frozen: without the gradients of weights."""
     given, values = block_inputs(), block_results()
     values["grad_y"] = 0.5 * values.pop("y")
-    named = [name for name in Operands._fields if name not in ("bias_nin", "seed")]
+    named = [name for name in FIELDS if name not in ("bias_nin", "seed")]
     kept = [name for name in named if not (frozen and FIELDS[name].is_parameter)]
     grads = {f"grad_{name}": guarded(given[name] * torch.nan) for name in kept}
     return given | {name: guarded(t) for name, t in values.items()} | grads | NUMBERS

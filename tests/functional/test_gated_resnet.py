@@ -18,7 +18,7 @@ from dsmooth import _extension
 from dsmooth.functional import Shift, concat_elu, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_op import forward_op
-from dsmooth.functional.gated_resnet_operands import FIELDS, Operands, Settings
+from dsmooth.functional.gated_resnet_operands import FIELDS, Settings
 from dsmooth.machine import torch_threads
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers.data_makers import refuses
@@ -39,7 +39,7 @@ from tests.helpers.gated_cases import (
 )
 
 IMPL = "triton" if INTERPRETED else "native"
-FLOATS = [name for name in Operands._fields if name not in (*IMAGES, "seed")]
+FLOATS = [name for name in FIELDS if name not in (*IMAGES, "seed")]
 # Images, filters, skips; of the interpreted kernels with the shift and the dropout of each.
 SHAPES = [
     ((1, 1, 1), 1, ()),
@@ -99,7 +99,7 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: st
     """Image i of the batch keeps the pixels that output i may see, and loses the others to NaN."""
     rows, cols = (2, 3) if INTERPRETED else (3, 4)
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
-    x, skip, _, *weights = case.operands(dtype)
+    x, skip, _, *weights = case.operands(dtype).values()
     w = [weight.to(dtype) for weight in weights[:6]]
     outputs = list(itertools.product(range(rows), range(cols)))
     later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
@@ -127,7 +127,7 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: st
 def test_nan_and_infinity_come_through(impl: str) -> None:
     case = make_case(size=(1, 3, 3))
     for bad in (torch.nan, torch.inf, -torch.inf):
-        case.given.x[0, 2, 1, 1] = bad
+        case.given["x"][0, 2, 1, 1] = bad
         y = case.run(impl, torch.float32)["y"]
         assert not y[0, 2, 1, 1].isfinite()
         assert y[0, :, 0].isfinite().all()
@@ -157,9 +157,9 @@ def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
     given = case.operands(torch.float32)
 
     def run(rows: slice, first_image: int) -> Tensor:
-        x = given.x[rows].requires_grad_()
+        x = given["x"][rows].requires_grad_()
         changed = {"x": x, "first_image": first_image, "seed": seed}
-        y = call(given._asdict() | case.settings._asdict() | changed, impl=impl)
+        y = call(given | case.settings._asdict() | changed, impl=impl)
         (grad,) = torch.autograd.grad(y.sum(), x)
         return torch.stack([y.detach(), grad])
 
@@ -180,7 +180,7 @@ def test_dropped_values_are_zero_even_if_not_finite(impl: str) -> None:
     shape = torch.Size((1, 2, 1, 1))
     seed = next(s for s in seeds if not dropout_factors(shape, case.settings, s).any())
     for bad in (torch.nan, torch.inf):
-        given = case.operands(torch.float32)._asdict() | case.settings._asdict() | {"seed": seed}
+        given = case.operands(torch.float32) | case.settings._asdict() | {"seed": seed}
         given["bias_in"] = torch.full_like(given["bias_in"], bad)
         assert call(given, impl=impl).isfinite().all()
 
@@ -248,16 +248,16 @@ def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """By the names of the field table."""
-    return case.operands(dtype)._asdict() | case.settings._asdict()
+    return case.operands(dtype) | case.settings._asdict()
 
 
 @needs_extension
 def test_gradients_of_images_are_given_and_those_of_weights_all_or_none() -> None:
     case = full_case()
     given, settings = case.operands(torch.float32), case.settings
-    _, h, gates, _ = forward_op(*given, *settings, "native", True)
-    tensors = {**given._asdict(), "h": h, "gates": gates, "grad_y": h}
-    named = [name for name in given._fields if name not in ("bias_nin", "seed")]
+    _, h, gates, _ = forward_op(*given.values(), *settings, "native", True)
+    tensors = {**given, "h": h, "gates": gates, "grad_y": h}
+    named = [name for name in given if name not in ("bias_nin", "seed")]
     grads = {name: torch.empty_like(tensors[name]) for name in named}
     numbers = 1, 1, settings.layer, 0, settings.keep_from, settings.scale
     backward = _extension.extension().gated_resnet_backward
@@ -287,7 +287,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", Operands._fields)
+@pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("fault", list(WRONG))
 def test_every_tensor_is_checked(name: str, fault: str) -> None:
     given = arguments(full_case())
@@ -370,7 +370,7 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(impl, dtype) -> N
 
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
-    x, _, _, *w = make_case().operands(torch.float32)
+    x, _, _, *w = make_case().operands(torch.float32).values()
     args = ((w[0], w[1]), (w[2], w[3]))
     refuses("skip must be one or two tensors", gated_resnet, x, *args, (x, x, x), shift="down")
     native = partial(gated_resnet, shift="down", impl="native")
@@ -382,11 +382,11 @@ def test_native_says_why_it_cannot_run() -> None:
 
 def test_the_reference_is_the_equation() -> None:
     case = make_case("none", (2, 4, 4), 3, (3,), image_bias=True)
-    x, skip, _, *w = case.given
+    x, skip, _, *w = case.given.values()
     conv = torch.nn.functional.conv2d
     h = conv(concat_elu(x), w[0], w[1], padding=1) + conv(concat_elu(skip), w[4], w[5])
     gates = conv(concat_elu(h), w[2], w[3], padding=1)
-    for image_bias in (None, case.given.image_bias):
+    for image_bias in (None, case.given["image_bias"]):
         if image_bias is not None:
             gates = gates + image_bias.view(2, 6, 1, 1)
         a, g = gates.chunk(2, dim=1)

@@ -77,7 +77,7 @@ def gated(dtype: torch.dtype, size=(2, 3, 5), skips=(5, 2)) -> Op:
 
     images = [*IMAGES, "image_bias"]
     parts = [["skip_2", "conv_out"], ["x", "gain_nin"], ["bias_nin"], images, images[3:]]
-    tensors = case.operands(dtype)._asdict()
+    tensors = case.operands(dtype)
     return Op(gated_resnet_op, tensors, tuple(settings), 1, IMAGES, parts, compute)
 
 

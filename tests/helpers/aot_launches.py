@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import gated_resnet_op
+from dsmooth.functional import Shift, gated_resnet_op
+from dsmooth.functional.gated_resnet_operands import Settings
 from dsmooth.kernels import expand, gated_resnet, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import Operands, Settings, Shift
 from tests.helpers.triton_tools import (
     Compiled,
     Launch,
@@ -53,7 +53,7 @@ class Block:
 
         x, *skips = (_image(self.dtype, f, self.size) for _ in range(1 + self.skips))
         nin = (empty(f, 2 * self.skips * f, 1, 1), empty(f)) if skips else (None, None)
-        given = Operands(
+        given = (
             *(x, *skips, None, None)[:3],
             *(empty(f, 2 * f, kh, kw), empty(f), empty(2 * f, 2 * f, kh, kw), empty(2 * f)),
             *(*nin, empty(f), empty(2 * f), nin[1], None),
@@ -62,7 +62,7 @@ class Block:
         shift: Shift = "none" if kh == 3 else "down" if kw == 3 else "down_right"
         settings = Settings(shift, 0.5, 3) if self.dropout else Settings(shift)
         inputs = *given, *settings, "triton", True
-        needs = [name != "seed" for name in given._fields]
+        needs = [*[True] * (len(given) - 1), False]
         with ExitStack() as stack:
             enter = stack.enter_context
             patch = enter(pytest.MonkeyPatch.context())

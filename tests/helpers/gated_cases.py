@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet
-from dsmooth.functional.gated_resnet_operands import Operands, Settings
+from dsmooth.functional.gated_resnet_operands import FIELDS, Settings
 
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
 EPS = {
@@ -87,7 +87,7 @@ def pinned(impl: str) -> Iterator[str]:
 class Case:
     """A block's inputs in float64, rounded to the dtype they will be computed in."""
 
-    given: Operands
+    given: dict[str, Any]  # by the names of the field table; None if absent
     settings: Settings
     grad_y: Tensor
 
@@ -107,10 +107,10 @@ class Case:
         grads = {name: leaf.grad for name, leaf in leaves.items()}
         return {name: t.detach().cpu() for name, t in {"y": y, **grads}.items()}
 
-    def operands(self, dtype: torch.dtype) -> Operands:
+    def operands(self, dtype: torch.dtype) -> dict[str, Any]:
         """The operands for images of `dtype`, which are channels_last."""
         last = torch.channels_last
-        return Operands(**self._cast(lambda t: t.to(dtype).clone(memory_format=last), dtype))
+        return self._cast(lambda t: t.to(dtype).clone(memory_format=last), dtype)
 
     def _cast(
         self, image: Callable[[Tensor], Tensor], dtype: torch.dtype, device: str = "cpu"
@@ -120,7 +120,7 @@ class Case:
         casts = dict.fromkeys(IMAGES, image) | {"seed": lambda t: t.to(device)}
         return {
             name: t if t is None else casts.get(name, lambda t: t.to(device, exact, copy=True))(t)
-            for name, t in self.given._asdict().items()
+            for name, t in self.given.items()
         }
 
 
@@ -144,7 +144,7 @@ def make_case(
     batch, height, width = size
     kh, kw = KERNELS[shift]
     f, fan_in, s = filters, 2 * filters * kh * kw, 2 * sum(skip_channels)
-    given = dict.fromkeys(Operands._fields)
+    given: dict[str, Any] = dict.fromkeys(FIELDS)
     given["conv_in"], given["bias_in"] = draw(f, 2 * f, kh, kw, fan_in=fan_in), draw(f)
     given["conv_out"], given["bias_out"] = draw(2 * f, 2 * f, kh, kw, fan_in=fan_in), draw(2 * f)
     if skip_channels:
@@ -158,7 +158,7 @@ def make_case(
     grad_y = draw(batch, f, height, width)
     given["image_bias"] = draw(batch, 2 * f) if image_bias else None
     given["seed"] = torch.tensor(0x1234_5678_9ABC_DEF0) if dropout else None
-    return Case(Operands(**given), Settings(shift, dropout, 3), grad_y)
+    return Case(given, Settings(shift, dropout, 3), grad_y)
 
 
 def assert_as_good(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
+from dsmooth.functional.gated_resnet_operands import Settings
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels import tilings
 from dsmooth.kernels.expand import BLOCK_P, expand
-from dsmooth.kernels.geometry import PaddedImages, Settings, Taps, cdiv
+from dsmooth.kernels.geometry import PaddedImages, Taps, cdiv
 from dsmooth.nn.layers import GatedResnet
 from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of every implementation
     test_as_good_as_eager,
@@ -34,7 +35,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
     shape = torch.Size((2, 2 * filters, 3, 5))
     h = torch.full((2, filters, 3, 5), -1.0).to(memory_format=torch.channels_last)
-    case, rows = make_case(filters=1), PaddedImages.of(h.shape, Taps(2, 3, 1, 1))
+    rows = PaddedImages.of(h.shape, Taps(2, 3, 1, 1))
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
@@ -42,9 +43,9 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         gates = torch.randn(2, 2 * filters, 3, 5).to(memory_format=torch.channels_last)
         sums = torch.empty(cdiv(rows.length, BLOCK_P), 2 * filters)
-        given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
         (e,), (kept,) = expand(
-            given, rows, settings, h, inputs=False,
+            {"x": h, "seed": seed_tensor}, rows, h, layer=layer, first_image=first_image,
+            keep_from=settings.keep_from, scale=settings.scale, inputs=False,
             gates_ptr=gates, dy_ptr=h, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
         )  # fmt: skip
         expected = dropout_factors(shape, settings, seed_tensor) > 0
@@ -78,9 +79,8 @@ def test_the_last_split_of_the_rows_has_the_blocks_that_remain(monkeypatch) -> N
 def test_elu_keeps_its_digits_near_0() -> None:
     x = torch.logspace(-30, 1, 128).view(2, 1, 8, 8)
     x[1] *= -1
-    rows, settings = PaddedImages.of(x.shape, Taps(1, 1, 0, 0)), Settings("none")
-    given = make_case(filters=1).operands(torch.float32)._replace(x=x)
-    e, _ = expand(given, rows, settings, x)
+    rows = PaddedImages.of(x.shape, Taps(1, 1, 0, 0))
+    e, _ = expand({"x": x}, rows, x, layer=0, first_image=0, keep_from=0, scale=1.0)
     got = pixels(e[0], rows)
     torch.testing.assert_close(got.double(), concat_elu(x.double()), rtol=1e-6, atol=0)
 
