@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..config import TrainConfig
 from ..nn.layers import WeightNormConv
@@ -225,7 +224,7 @@ class FlatMuon:
         self.grams = [Grams(part, flat.values) for part in padded_together(self.groups)]
         for group in self.groups:
             rows = group.rows(flat.values)
-            functional.normalize(rows, dim=2, out=rows)
+            rows /= torch.linalg.vector_norm(rows, dim=2, keepdim=True)
 
     @torch.no_grad()
     def step(self, angle: Tensor | float) -> None:
@@ -244,7 +243,7 @@ class FlatMuon:
                 v.baddbmm_(operators[place], x, alpha=-1)
         for group in self.groups:
             rows = group.rows(self.flat.values)
-            functional.normalize(rows, dim=2, out=rows)
+            rows /= torch.linalg.vector_norm(rows, dim=2, keepdim=True)
 
 
 def wide(x: Tensor) -> Tensor:
