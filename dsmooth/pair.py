@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from .nn.images import check_images, check_scale, check_size, snap_half_precisio
 from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .progress import advance_to, portion
-from .sampling.request import PER_IMAGE, Choices, Request, drawn_seed, known_pixels
+from .sampling.request import Choices, DrawChoices, Request, drawn_seed, known_pixels
 from .sampling.request import keep_top as top_rows
 from .sampling.two_step import draw, fitted
 from .smoothing import Smoothing
@@ -105,14 +103,7 @@ class SmoothedPair(Pretrained):
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
-        request, drawn = fitted(self, Request.make(n, method, precision, **choices)), []
-        if batch_size is not None:
-            check_number("batch_size", batch_size)
-        with torch_threads(threads):
-            for part in batches(n, batch_size or n):
-                with portion(len(part) / n):
-                    drawn.append(draw(self, request.part(part)))
-        return torch.cat(drawn)
+        return self._draw(Request.make(n, choices, method, precision), threads, batch_size)
 
     @torch.no_grad()
     def complete(
@@ -122,29 +113,27 @@ class SmoothedPair(Pretrained):
         *,
         keep_top: float = 0.5,
         draws: int = 1,
-        **options: Any,
+        method: Method = "two-step",
+        threads: int | None = None,
+        precision: Precision = "auto",
+        batch_size: int | None = None,
+        **choices: Unpack[DrawChoices],
     ) -> Tensor:
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. options: those of `sample`; labels of each image are B.
+        the fraction `keep_top` of them. Others: as of `sample`; labels of each image are B.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
-        check_number("draws", draws)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        visible = known_pixels(x, mask, len(x))
-        self.check_scale("x", visible.values)
+        self.check_scale("x", known_pixels(x, mask, len(x)).values)
         if self.denoiser.config.likelihood == "discretized":
             x = snap_half_precision(x)
         x = x.to(torch.promote_types(self.dtype, torch.float32))
-        repeat = partial(torch.repeat_interleave, repeats=draws, dim=0)
-        label = options.pop("label", None)
-        if isinstance(label, PER_IMAGE):
-            label = repeat(self._labels(label, len(x)))
-        known, mask = repeat(x), repeat(visible.mask)
-        return self.sample(len(known), known=known, mask=mask, label=label, **options)
+        request = Request.make(len(x), Choices(known=x, mask=mask, **choices), method, precision)
+        return self._draw(request.repeated(draws), threads, batch_size)
 
     @torch.no_grad()
     def denoise(
@@ -161,9 +150,19 @@ class SmoothedPair(Pretrained):
         Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
-        request = Request.make(len(x_tilde), method, precision, x_tilde, **choices)
+        request = Request.make(len(x_tilde), choices, method, precision, x_tilde)
+        return self._draw(request, threads)
+
+    def _draw(self, request: Request, threads: int | None, batch_size: int | None = None) -> Tensor:
+        """The images of a request, at most `batch_size` at a time."""
+        if batch_size is not None:
+            check_number("batch_size", batch_size)
+        request, n, drawn = fitted(self, request), request.count, []
         with torch_threads(threads):
-            return draw(self, fitted(self, request))
+            for part in batches(n, batch_size or n):
+                with portion(len(part) / n):
+                    drawn.append(draw(self, request.part(part)))
+        return torch.cat(drawn)
 
     def single_step(
         self, x_tilde: Tensor, *, label: ClassLabel | None = None, guidance: float = 0.0
@@ -182,24 +181,33 @@ class SmoothedPair(Pretrained):
         x: Tensor,
         *,
         label: ClassLabel | None = None,
+        n_noise: int = 1,
+        importance_weighted: bool = False,
         seed: int | None = 0,
         first_index: int = 0,
-        **options: Any,
+        top_classes: int | None = TOP_CLASSES,
     ) -> Tensor:
         """A lower bound on log p(x), from draws of x~ for each image: (B,), nats.
 
-        options: n_noise, importance_weighted and top_classes of `forward`, which says more. The
-        noise of row b is a function of (seed, first_index + b, draw); the seed None draws one, as
-        samplers do. Images are computed in batches, so that memory does not grow with B. The result
-        carries no gradient.
+        n_noise, importance_weighted, top_classes: of `forward`, which says more. The noise of row b
+        is a function of (seed, first_index + b, draw); the seed None draws one, as samplers do.
+        Images are computed in batches, so that memory does not grow with B. The result carries no
+        gradient.
         """
         labels, bounds = self._labels(label, len(x)), []
         seed = drawn_seed() if seed is None else seed
         for part in batches(len(x), BOUND_IMAGES) or [range(0)]:
             images = slice(part.start, part.stop)
             own = None if labels is None else labels[images]
-            first = first_index + part.start
-            bound = self.forward(x[images], label=own, seed=seed, first_index=first, **options)
+            bound = self.forward(
+                x[images],
+                label=own,
+                n_noise=n_noise,
+                importance_weighted=importance_weighted,
+                seed=seed,
+                first_index=first_index + part.start,
+                top_classes=top_classes,
+            )
             bounds.append(bound)
             advance_to(part.stop / max(1, len(x)))
         return torch.cat(bounds)

@@ -262,7 +262,7 @@ def test_a_completion_is_a_sample_with_known_pixels() -> None:
     assert torch.equal(by_mask[:3], expected[:3])
     assert torch.equal(pair.complete(x, label=2), pair.complete(x, label=torch.tensor([2, 2])))
     assert pair.double().complete(x, label=1).dtype == torch.float64
-    refuses(r"label must have shape \(2,\)", pair.complete, x, draws=3, label=label[:1])
+    refuses("`label` must have 2 classes, got 1", pair.complete, x, draws=3, label=label[:1])
 
 
 def test_a_training_loop_sees_fresh_noise_in_each_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from ..files import printable
 from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
 from ..progress import progress
 from ..sampling.output import draw_all, drawing_device, write_completions
-from ..sampling.request import Label, checked_shape, keep_top, known_pixels
+from ..sampling.request import checked_shape, keep_top, known_pixels
+from ..sampling.two_step import fitted
 from .options import Complete
 from .sample import check_outputs, request_of, say_drawn
 
@@ -28,7 +30,7 @@ def complete(options: Complete) -> None:
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     check_outputs(options.out, folder=False)
-    names, source, draws = [*options.models], options.images, options.draws
+    names, source = [*options.models], options.images
     if source is None and names and names[-1].exists() and not is_model(names[-1]):
         source = names.pop()
     device = drawing_device(options.execution.device)
@@ -36,20 +38,18 @@ def complete(options: Complete) -> None:
     if [*models.networks] == ["noisy"]:
         raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
     x, labels = read_originals(source, options.count, models)
-    label: Label = options.drawing.label
-    if label == "own" and labels is not None:
-        label = labels.repeat_interleave(draws)
     if options.mask is None:
         fraction = 0.5 if options.keep_top is None else options.keep_top
         mask = keep_top(fraction, models.image_shape[1:])
     else:
         mask = read_mask(options.mask)
-    count = len(x) * draws
-    checked_shape(count, *models.image_shape)
-    known = known_pixels(x.to(device).repeat_interleave(draws, dim=0), mask.to(device), count)
-    request = request_of(models.model, options, count=count, known=known, label=label)
+    checked_shape(len(x) * options.draws, *models.image_shape)
+    request, known = request_of(options), known_pixels(x.to(device), mask.to(device), len(x))
+    label = labels if request.label == "own" and labels is not None else request.label
+    request = replace(request, count=len(x), known=known, label=label).repeated(options.draws)
+    request = fitted(models.model, request)
     started = time.monotonic()
-    with progress("completing", count):
+    with progress("completing", request.count):
         completed = draw_all(models.model, request)
     for path in options.out:
         write_completions(path, x, mask, completed, request.seed)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..data.pictures import is_diverged, save_grid
 from ..distributed import from_first
@@ -15,7 +15,7 @@ from ..pretrained import load
 from ..progress import progress
 from ..sampling.output import draw_all, draw_folder, drawing_device, write_images
 from ..sampling.request import Request, checked_shape, drawn_seed, precision_on
-from ..sampling.two_step import Model, fitted
+from ..sampling.two_step import fitted
 from .options import Complete, Sample
 
 
@@ -24,7 +24,7 @@ def sample(options: Sample) -> None:
     check_number("count", options.count)
     check_outputs(options.out)
     models = load(*options.models, device=drawing_device(options.execution.device))
-    request = request_of(models.model, options, first_index=options.first_index)
+    request = fitted(models.model, replace(request_of(options), first_index=options.first_index))
     started = time.monotonic()
     if not suffix_of(options.out[0]):
         settings = {
@@ -52,12 +52,12 @@ def sample(options: Sample) -> None:
     say_drawn(drawn, diverged, started, existing=request.count - drawn)
 
 
-def request_of(model: Model, options: Sample | Complete, **given: Any) -> Request:
-    """The request of a command's options, fitted to a model. given: other fields of it."""
-    fields = {"count": options.count, **vars(options.drawing), **given}
-    if fields["seed"] is None:
-        fields["seed"] = from_first(drawn_seed)
-    return fitted(model, Request(precision=options.execution.precision, **fields))
+def request_of(options: Sample | Complete) -> Request:
+    """The request of the options that both commands have."""
+    drawing = {**vars(options.drawing)}
+    if drawing["seed"] is None:
+        drawing["seed"] = from_first(drawn_seed)
+    return Request(options.count, precision=options.execution.precision, **drawing)
 
 
 def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:

@@ -72,7 +72,7 @@ def load_folder(
             image_size=None,
         )
     others = found["all"].keys() - chosen
-    if images.shape[1] == 1 and any(_in_threads(_is_coloured, [*others])):
+    if images.shape[1] == 1 and any(_of_pictures(_is_coloured, [*others])):
         images = images.repeat(1, 3, 1, 1)
     size = "" if image_size is None else f", cropped to {image_size} x {image_size}"
     classes = {*found["all"].values()}
@@ -165,7 +165,7 @@ def read_pictures(
     with progress("reading images", len(paths)) if are_lines_shown() else nullcontext():
 
         def rows() -> Iterator[Tensor]:
-            for number, picture in enumerate(_in_threads(work, paths), start=1):
+            for number, picture in enumerate(_of_pictures(work, paths), start=1):
                 yield torch.from_numpy(picture)
                 advance_to(number / len(paths))
 
@@ -236,7 +236,7 @@ def _hash_of(folder: Path, path: Path) -> int:
     return int.from_bytes(sha256(name).digest()[:8], "big")
 
 
-def _in_threads(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
+def _of_pictures(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
     """work(path) of each, by threads: Pillow lets go of the interpreter's lock."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an error here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -135,7 +135,7 @@ class CachedSampler:
         for name, value in (("threads", threads), ("max_slice", max_slice)):
             if value is not None:
                 check_number(name, value)
-        request = Request.make(n, **choices)
+        request = Request.make(n, choices)
         return self.run(request, (height, width), context, threads, max_slice)
 
     def run(
@@ -165,37 +165,36 @@ class CachedSampler:
                 raise ValueError("context must be finite, got a NaN or an infinity")
         mask = None if mask is None else repeat(mask)
         label = torch.stack(labels, 1).flatten() if labels else None
-        on_cuda = self.device.type == "cuda"
-        sample = partial(
-            self._native.argument if on_cuda else self._native.sample,
-            out=out,
-            context=context,
-            mask=mask,
-            labels=label,
-            seed=request.seed,
-            first_index=request.first_index,
-            temperature=request.temperature,
-            guidance=request.guidance,
-        )
-        if on_cuda:
-            inputs = [values for values in (context, mask, label) if values is not None]
-            self._launch(sample, out.shape, inputs, max_slice or 0, len(passes))
+        arguments = {
+            "out": out,
+            "context": context,
+            "mask": mask,
+            "labels": label,
+            "seed": request.seed,
+            "first_index": request.first_index,
+            "temperature": request.temperature,
+            "guidance": request.guidance,
+        }
+        if self.device.type == "cuda":
+            self._launch(out.shape, max_slice or 0, len(passes), arguments)
         else:
             threads = threads or torch.get_num_threads()
-            sample(threads=threads, slice=max_slice or 0, progress=advance_to)
+            self._native.sample(
+                **arguments, threads=threads, slice=max_slice or 0, progress=advance_to
+            )
         advance_to(1.0)
         return out[:: len(passes)].contiguous()
 
     def _launch(
         self,
-        argument: Callable[..., bytes],
         shape: tuple[int, ...],
-        inputs: list[Tensor],
         max_slice: int,
         passes: int,
+        arguments: Mapping[str, Any],
     ) -> None:
         """Launch a kernel for every few rows, on the caller's current stream.
 
+        shape, passes: of the images in `arguments`, which are the same for every launch.
         It waits only while more than LAUNCHES_AHEAD launches are queued, and never during the
         capture of a CUDA graph.
         """
@@ -209,15 +208,18 @@ class CachedSampler:
                 n, height, width, int(MEMORY_FRACTION * self._free), max_slice, passes
             )
             workspace = torch.empty(plan.workspace_words, dtype=torch.float32, device=self.device)
-            for tensor in (*inputs, self._weights):
-                tensor.record_stream(stream)
+            for value in (*arguments.values(), self._weights):
+                if isinstance(value, Tensor):
+                    value.record_stream(stream)
             ahead: deque[torch.cuda.Event] = deque()
             for launch in range(plan.launches):
                 self._kernel.launch(
                     plan.blocks,
                     self._native.lanes,
                     self._native.shared_bytes,
-                    argument(workspace=workspace, plan=plan, launch=launch),
+                    self._native.argument(
+                        **arguments, workspace=workspace, plan=plan, launch=launch
+                    ),
                     stream.cuda_stream,
                 )
                 if not capturing:
@@ -300,7 +302,7 @@ def sample_images(
     processor with AMX, an AMD processor with AVX512-BF16), else float32. Other arguments, result
     and errors: see `CachedSampler.sample`. A network is packed again if its weights have changed.
     """
-    request = Request.make(n, "two-step", precision, **choices)
+    request = Request.make(n, choices, precision=precision)
     with torch_threads(threads):
         return draw_network(model, request, (height, width), context)
 

@@ -24,12 +24,21 @@ from ..nn.images import check_images, check_scale, check_size
 from ..philox import Stream, image_words, seed_words, whole_index
 from ..progress import LOG
 
-# The class of all images or of each; "each", the classes in turn; "prior", classes drawn from it.
-Label = ClassLabel | None
 PER_IMAGE = (np.ndarray, Tensor, list, tuple)  # types of labels of several images
 
 
-class Choices(TypedDict, total=False):
+class DrawChoices(TypedDict, total=False):
+    """The `Choices` without known pixels."""
+
+    seed: int | None
+    generator: torch.Generator | None
+    first_index: int
+    temperature: float
+    label: ClassLabel | None
+    guidance: float
+
+
+class Choices(DrawChoices, total=False):
     """Keyword arguments of every sampler. With the weights they determine the images.
 
     seed: 0 by default. None draws a seed, which a warning of the logger `dsmooth` reports.
@@ -51,12 +60,6 @@ class Choices(TypedDict, total=False):
     may differ much from the model's conditional distribution.
     """
 
-    seed: int | None
-    generator: torch.Generator | None
-    first_index: int
-    temperature: float
-    label: Label
-    guidance: float
     known: Tensor | None
     mask: Tensor | None
 
@@ -103,7 +106,7 @@ class Request:
     precision: Precision = "auto"
     temperature: float = 1.0
     known: KnownPixels | None = None
-    label: Label = None
+    label: ClassLabel | None = None
     guidance: float = 0.0
     x_tilde: Tensor | None = None
 
@@ -130,18 +133,15 @@ class Request:
     def make(
         cls,
         count: int,
+        choices: Choices,
         method: Method = "two-step",
         precision: Precision = "auto",
         x_tilde: Tensor | None = None,
-        /,
-        *,
-        generator: torch.Generator | None = None,
-        known: Tensor | None = None,
-        mask: Tensor | None = None,
-        **choices: Any,
     ) -> Request:
-        """Make a request from a user's `Choices`."""
-        seed = choices.pop("seed", None if generator is not None else 0)
+        """Make a request from a user's `choices`. TypeError for a name that is none of them."""
+        fields: dict[str, Any] = {**choices}
+        generator, known, mask = (fields.pop(n, None) for n in ("generator", "known", "mask"))
+        seed = fields.pop("seed", None if generator is not None else 0)
         if generator is not None:
             if seed is not None:
                 raise ValueError("seed and generator both decide the images: leave one out")
@@ -156,9 +156,9 @@ class Request:
             drawn_seed() if seed is None else seed,
             method=method,
             precision=precision,
-            known=None if known is None or mask is None else known_pixels(known, mask, count),
+            known=None if known is None else known_pixels(known, mask, count),
             x_tilde=x_tilde,
-            **choices,
+            **fields,
         )
 
     def labels(self, classes: Classes | None, device: torch.device | str = "cpu") -> Tensor | None:
@@ -195,6 +195,20 @@ class Request:
         check_guidance(config)
         assert labels is not None  # the model has classes
         return [labels, torch.full_like(labels, NO_CLASS)]
+
+    def repeated(self, draws: int) -> Request:
+        """The request for `draws` images of each of these, one after the other."""
+        check_number("draws", draws)
+        rows = [row for row in range(self.count) for _ in range(draws)]
+        known, label = self.known, self.label
+        if isinstance(label, PER_IMAGE):
+            label = label[rows] if isinstance(label, Tensor) else [label[row] for row in rows]
+        return replace(
+            self,
+            count=len(rows),
+            known=known and KnownPixels(known.images[rows], known.mask[rows]),
+            label=label,
+        )
 
     def part(self, part: range) -> Request:
         """The request for some of these images, by their numbers 0 .. count - 1."""

@@ -39,7 +39,7 @@ def sequential_sample(
     continuous likelihood, the value of a byte for a discretized one. Raises ValueError for
     arguments that are out of range or do not fit. Source: docs/math.md, section 3.
     """
-    return draw_sequentially(model, Request.make(n, **choices), (height, width), context)
+    return draw_sequentially(model, Request.make(n, choices), (height, width), context)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ..progress import portion
 from ..smoothing import GaussianSmoothing, Smoothing
 from ..work import runs
 from .cached import draw_network
-from .request import KnownPixels, Label, Request, check_guidance
+from .request import KnownPixels, Request, check_guidance
 
 
 class Pair(Protocol):
@@ -96,7 +96,7 @@ def fitted(model: Model, request: Request) -> Request:
         # If known pixels or x~ are given, the class of the image is unknown. A model trained with
         # label dropout then draws without a class; for others `labels` raises and asks for one.
         given = request.known is not None or request.x_tilde is not None
-        label: Label = "prior" if not given else NO_CLASS if model.classes.dropout else None
+        label = "prior" if not given else NO_CLASS if model.classes.dropout else None
         request = replace(request, label=label)
     return replace(request, label=request.labels(model.classes, model.device))
 
