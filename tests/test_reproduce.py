@@ -254,7 +254,7 @@ def test_other_noise_has_no_single_step(tmp_path: Path) -> None:
     stages = Stages(
         tmp_path, dsmooth.load(tmp_path / "pair"), data, data, ReproduceSettings(count=2)
     )
-    assert not any("single-step" in name for name in stages.draw_all())
+    assert not any("single-step" in name for name in stages.pictures())
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:

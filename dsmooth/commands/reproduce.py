@@ -64,7 +64,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         train_set, test_set = (images_for(models, split, **chosen) for split in SPLITS)
         stages = Stages(out, models, train_set, test_set, choices)
         check_dataset(models.pair, stages.test_set)
-        pictures = stages.draw_all()
+        pictures = stages.pictures()
         given = "models that were given" if options.models else "models that come with dsmooth"
         name = options.preset or DEFAULT_PRESET if runs else given
         report = record.keep(stages.report(name, pictures))

@@ -86,7 +86,7 @@ class Stages:
     def report(self, name: str, pictures: Mapping[str, Tensor]) -> Report:
         """The results of all stages, without paths of this machine.
 
-        name: of the models or of their settings. pictures: by `draw_all`.
+        name: of the models or of their settings. pictures: as `pictures` returns them.
         """
         models, train_set, test_set = self.models, self.train_set, self.test_set
         has_labels = train_set.labels is not None and test_set.labels is not None
@@ -121,12 +121,10 @@ class Stages:
     def obtain(self, name: str, kind: type[T], compute: Callable[[], T]) -> T:
         """The result in NAME.json, else what `compute` gives."""
         record = Record(self.folder / f"{name}.json", self.request, kind)
-        if record.result is not None:
-            return record.result
         with progress(name.replace("_", " "), 1, "stages"):
-            return record.keep(compute())
+            return record.obtain(compute)
 
-    def draw_all(self) -> dict[str, Tensor]:
+    def pictures(self) -> dict[str, Tensor]:
         """Samples, and held-out images denoised, (N, C, H, W) by name.
 
         "noisy", "two-step", "single-step" and "plain" are samples, the first three of the same x~.
