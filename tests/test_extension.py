@@ -74,13 +74,6 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     refuses(message, call, **changes)
 
 
-@needs_extension
-def test_inputs_may_share_memory_and_be_expanded_or_huge_and_empty() -> None:
-    call(x=expanded(2, 1, 3, 4), params=expanded(2, 6, 3, 4))
-    huge = {name: ZEROS(0, n, 2**30, 2**30) for name, n in (("x", 1), ("params", 6), ("state", 4))}
-    call(**huge, log_prob=ZEROS(0, 2**30, 2**30))
-
-
 @pytest.fixture
 def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretends that `import dsmooth._C` fails; takes the build record to find there."""

@@ -46,6 +46,7 @@ MISTAKES = [
     ("sample x.npy", "there is no network in x.npy: give a saved pair, or the run folders of"),
     ("sample noisy --out log.json/x.png", "x.png cannot be written: "),
     ("sample noisy --out suffixless", "suffixless must be a folder to write, and is a file"),
+    ("sample noisy --out folder.npz", "folder.npz must be a file to write, and is a folder"),
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
     (f"{FID} large.npy -n 1", "--count must be at least 2, got 1"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
@@ -104,6 +105,7 @@ def folder(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(folder / "large.png")
     (folder / "log.json").write_text("{}")
     (folder / "suffixless").touch()
+    (folder / "folder.npz").mkdir()
     return folder
 
 

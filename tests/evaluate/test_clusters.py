@@ -21,7 +21,7 @@ from dsmooth.evaluate.clusters import agreement, cluster, find_clusters
 from dsmooth.evaluate.likelihood import score_pair
 from dsmooth.evaluate.probe import CALL_IMAGES
 from dsmooth.training.step import initial_state
-from tests.helpers.command_runs import complains, run, save_run
+from tests.helpers.command_runs import complains, run
 from tests.helpers.data_makers import random_bytes, random_dataset, refuses
 from tests.helpers.networks import images, network, numbered, tiny_pair
 
@@ -139,24 +139,19 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     refuses(words, with_labels, data, file)
 
 
-@pytest.mark.usefixtures("few_digits")
-def test_the_command_writes_the_file_of_labels_last(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Where it exists, nothing is missing. Others never pass for these."""
-    monkeypatch.chdir(tmp_path)
-    save_run(tmp_path / "noisy", "noisy", size=28)
-    words = ["cluster", "noisy", "--clusters", "4", "--out", "labels"]
+@pytest.mark.usefixtures("place")
+def test_labels_of_the_command_are_written_last_and_never_pass_for_others(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("dsmooth.commands.cluster.write_labels", Mock(side_effect=OSError("full")))
-        complains(capsys, "full", *words)
-    assert {path.name for path in (tmp_path / "labels").iterdir()} == {"clusters.png"}
-    assert run(*words) == 0
-    assert {path.name for path in (tmp_path / "labels").iterdir()} == {"labels.npz", "clusters.png"}
-    test = load_dataset("mnist", "test")
-    labelled = with_labels(test, tmp_path / "labels" / "labels.npz")
-    assert torch.equal(labelled.known_labels().unique(), torch.arange(4))
-    assert run(*words[:-1], "others", "--seed", "1") == 0
-    others = with_labels(test, tmp_path / "others" / "labels.npz")
-    assert not {*labelled.class_names} & {*others.class_names}
+        complains(capsys, "full", "cluster", "noisy", "--clusters", "2", "--out", "part")
+    assert [path.name for path in Path("part").iterdir()] == ["clusters.png"]
+    test, names = load_dataset("folder", "test", "images"), list[str]()
+    for seed in ("0", "1"):
+        assert run("cluster", "noisy", "--clusters", "2", "--seed", seed, "--out", seed) == 0
+        labelled = with_labels(test, Path(seed, "labels.npz"))
+        assert labelled.known_labels().max() == 1
+        names += labelled.class_names
+    assert len(set(names)) == 4
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:

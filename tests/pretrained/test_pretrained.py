@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +13,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.config import ProbeSettings
@@ -42,40 +40,6 @@ def tool() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tools.card.ProbeSettings", partial(ProbeSettings, epochs=1))
         yield import_module("tools.card")
-
-
-def tiny_models(
-    folder: Path, roles: Sequence[str] = ("noisy", "denoiser", "plain"), **settings: object
-) -> Path:
-    """Runs of untrained models of digits, as training leaves them."""
-    folder.mkdir()
-    for role in roles:
-        log = RunFolder(save_run(folder / role, role, size=28, **settings)).log
-        entries = (
-            {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "bits/dim"},
-            {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 8.0},
-            {"event": "end", "images": 1, "seconds": 1.0},
-        )
-        log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return folder
-
-
-@with_tool
-def test_packed_runs_have_half_the_weights_and_no_path(tool: ModuleType, tmp_path: Path) -> None:
-    runs, target = tiny_models(tmp_path / "runs"), tmp_path / "packed"
-    for role in ("noisy", "denoiser", "plain"):
-        config, size = RunFolder(runs / role).read_config()
-        RunFolder(runs / role).write_config(replace(config, data_dir="a/folder"), size)
-    for _ in range(2):  # repeatable
-        tool.pack(runs, target)
-        run = RunFolder(target / "denoiser")
-        assert run.read_config()[0].data_dir is None
-        assert run.is_finished()
-        assert run.seconds() == 1
-    saved = load_file(run.weights)
-    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
-    trained = load_file(RunFolder(runs / "denoiser").weights)
-    assert all(torch.equal(saved[name], tensor.half()) for name, tensor in trained.items())
 
 
 def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +115,15 @@ def test_readme_has_the_numbers_of_the_cards(tool: ModuleType) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("no_fidelity")
 def test_a_card_is_of_what_was_measured(tool: ModuleType, tmp_path: Path) -> None:
-    folder, work = tiny_models(tmp_path / "models"), tmp_path / "work"
+    folder, work = tmp_path / "models", tmp_path / "work"
+    entries = (
+        {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "bits/dim"},
+        {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 8.0},
+        {"event": "end", "images": 1, "seconds": 1.0},
+    )
+    for role in ("noisy", "denoiser", "plain"):
+        log = RunFolder(save_run(folder / role, role, size=28)).log
+        log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     sets = [load_dataset("mnist", split).part(slice(60)) for split in ("train", "test")]
     card = tool.write_card(folder, work, *sets, count=20)
     path = folder / "card.json"
