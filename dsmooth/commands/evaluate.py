@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..config import RESIZED
 from ..data import load_dataset
+from ..data.dataset import as_grey
 from ..data.order import choose_images
 from ..data.sources import read_images
-from ..evaluate.comparison import Reference, compare_images, has_fidelity, read_reference
+from ..evaluate.comparison import Reference, compare_images, has_fidelity
 from ..evaluate.features import make_extractor
 from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.likelihood import measure_bits
 from ..fields import check_number
-from ..files import check_writable, json_text, printable, write_json
+from ..files import check_writable, json_text, printable, read_npz, write_json
 from ..machine import choose_device
 from ..pretrained import images_for, load
 from ..progress import progress, significant, silence
@@ -110,6 +111,16 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
         "seed": options.seed,
     }
     return request, result
+
+
+def read_reference(path: Path) -> Tensor | FeatureStatistics:
+    """Real images, bytes (N, C, H, W), of a file or folder; grey ones have one channel.
+
+    Their statistics instead if a .npz has `mu` and `sigma`.
+    """
+    if path.suffix == ".npz" and {"mu", "sigma"} <= read_npz(path).keys():
+        return FeatureStatistics.load(path)
+    return as_grey(read_images(path).images)
 
 
 def print_bits(result: BitsResult, source: str, class_names: tuple[str, ...]) -> None:

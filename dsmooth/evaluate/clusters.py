@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..data import ImageDataset, own_images
 from ..fields import check_number
+from ..machine import torch_seed
 from ..nn import PixelCNNpp
+from ..nn.condition import NO_CLASS
 from ..nn.weights import in_evaluation
 from ..progress import portion, progress
 from ..work import batches, map_parts
-from .probe import CALL_IMAGES, hidden_label, joined_features
+from .probe import CALL_IMAGES, joined_features
 
 # Principal components of the features, the least number of images for each, and images that they
 # are computed from: the features of all would fill the memory.
@@ -54,11 +56,8 @@ def cluster_splits(
         nearest = labels_of(test)
     mark = replace(train, labels=labels, class_names=()).digest[:6]
     names = tuple(f"cluster {number} of {mark}" for number in range(n_clusters))
-    first, second = (
-        replace(data, labels=numbers, class_names=names)
-        for data, numbers in ((train, labels), (test, nearest))
-    )
-    return first, second
+    train = replace(train, labels=labels, class_names=names)
+    return train, replace(test, labels=nearest, class_names=names)
 
 
 @torch.no_grad()
@@ -107,7 +106,7 @@ def _features(model: PixelCNNpp, images: ImageDataset, indices: Tensor) -> Itera
         # The last call is filled up, so that an image's sums are rounded alike in any batch.
         numbers = torch.arange(batch.start, batch.start + CALL_IMAGES).clamp(max=len(indices) - 1)
         x = images.batch(indices[numbers]).to(parameter.device, parameter.dtype)
-        streams = model.features(x, label=hidden_label(model, x))
+        streams = model.features(x, label=NO_CLASS if model.config.classes else None)
         rows = joined_features(streams.values())[: len(batch)].float().cpu()
         if not rows.isfinite().all():
             raise ArithmeticError("the model has features that are not finite: it diverged")
@@ -123,8 +122,7 @@ def _fit_whitening(features: Tensor, seed: int) -> tuple[Callable[[Tensor], Tens
     dimensions = max(1, min(COMPONENTS, n // IMAGES_PER_COMPONENT, size))
     mean = features.mean(0)
     features -= mean
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch_seed(seed):
         _, scales, directions = torch.svd_lowrank(features, min(dimensions + 10, n, size), niter=4)
     # A direction in which nothing varies counts for nothing.
     least = 1e-6 * scales[0].clamp(min=torch.finfo(torch.float32).tiny)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from torch import Tensor
 
 from ..data import epoch_order
 from ..data.dataset import as_grey
-from ..data.sources import read_images
 from ..fields import check_tensor
-from ..files import read_npz
 from ..progress import portion
 from ..results import FLOOR, Distance, FidelityScores, FrechetResult
 from ..work import map_parts
@@ -47,16 +44,6 @@ class Reference:
         features = extract_features(real, extractor).features
         statistics = FeatureStatistics.of_batches(features.split(1000))
         return cls(extractor, statistics, features, tuple(real.shape[1:]))
-
-
-def read_reference(path: Path) -> Tensor | FeatureStatistics:
-    """Real images, bytes (N, C, H, W), of a file or folder; grey ones have one channel.
-
-    Their statistics instead if a .npz has `mu` and `sigma`.
-    """
-    if path.suffix == ".npz" and {"mu", "sigma"} <= read_npz(path).keys():
-        return FeatureStatistics.load(path)
-    return as_grey(read_images(path).images)
 
 
 def compare_images(

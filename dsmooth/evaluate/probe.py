@@ -91,7 +91,6 @@ def probe_pair(
     for data in (train, test):
         check_dataset(pair, data)
         check_number("images", len(data), 2)  # one of the training images is held out
-        data.known_labels()  # refused before any work
     pair = in_evaluation(pair)
     settings = replace(settings, train_images=len(train), test_images=len(test))
     inputs = ProbeInputs(train, test, pair.smoothing, settings, precision)
@@ -127,15 +126,15 @@ def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
     with torch_seed(inputs.settings.seed):
         fresh = PixelCNNpp(network.config).eval()
     x = inputs.train.batch(torch.arange(min(FIRST_BATCH, len(inputs.train))))
-    fresh.initialize(*inputs.of(fresh, x, 0, repeat=0), hidden_label(fresh, x))
+    fresh.initialize(*inputs.of(fresh, x, 0, repeat=0), NO_CLASS if fresh.config.classes else None)
     return fresh.to(network.head.bias)
 
 
 def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
     """The probe after each block of a network in evaluation mode; of the pixels for None."""
+    labels, test_labels = inputs.train.known_labels(), inputs.test.known_labels()
     train = block_features(network, inputs, inputs.train, repeat=0)
     test = block_features(network, inputs, inputs.test, repeat=1)
-    labels, test_labels = inputs.train.known_labels(), inputs.test.known_labels()
     classes = 1 + int(max(labels.max(), test_labels.max()))
     choices = {"epochs": inputs.settings.epochs, "seed": inputs.settings.seed}
     device = parameter_of(network).device
@@ -164,8 +163,9 @@ def block_features(
         seen = inputs.of(network, x, batch.start, repeat)
         blocks = {PIXELS: seen[0]}
         if network is not None:
+            label = NO_CLASS if network.config.classes else None
             with autocast(x.device, inputs.precision):
-                streams = network.features(*seen, hidden_label(network, x))
+                streams = network.features(*seen, label)
             blocks = {block: ul for block, (_, ul) in streams.items()}
             blocks[TOGETHER] = joined_features(streams.values())
         rows = {block: v[: len(batch)].flatten(1).half().cpu() for block, v in blocks.items()}
@@ -193,11 +193,6 @@ def joined_features(streams: Iterable[Streams]) -> Tensor:
     sizes = [(min(TOGETHER_PARTS, m.shape[2]), min(TOGETHER_PARTS, m.shape[3])) for m in maps]
     pooled = (F.adaptive_avg_pool2d(m, size) for m, size in zip(maps, sizes, strict=True))
     return torch.cat([values.flatten(1) for values in pooled], 1)
-
-
-def hidden_label(network: PixelCNNpp, x: Tensor) -> Tensor | None:
-    """The labels of images x, which name no class; None for a network without classes."""
-    return torch.full((len(x),), NO_CLASS, device=x.device) if network.config.classes else None
 
 
 def parameter_of(network: PixelCNNpp | None) -> Tensor:

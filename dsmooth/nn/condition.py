@@ -69,7 +69,7 @@ def labels_of(
     if isinstance(label, list | tuple):
         label = torch.tensor([class_number(one, classes) for one in label], device=device).long()
     if not isinstance(label, Tensor) or label.ndim == 0:
-        return torch.full((batch,), class_number(label, classes), device=device)
+        label = torch.full((batch,), class_number(label, classes), device=device)
     place = None if device is None else torch.device(device)
     check_tensor("label", label, (batch,), place, (torch.int64,))
     if label.device.type == "cpu" and len(label) and not torch.compiler.is_compiling():

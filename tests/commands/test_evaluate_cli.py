@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth.commands.evaluate import read_reference
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.data.dataset import as_grey
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.sources import read_images
-from dsmooth.evaluate.comparison import has_fidelity, read_reference
+from dsmooth.evaluate.comparison import has_fidelity
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.likelihood import Scores, conventions, score_pair, score_plain
 from dsmooth.files import read_json

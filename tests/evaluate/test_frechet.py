@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dsmooth.commands.evaluate import read_reference
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.comparison import (
     Reference,
     compare_images,
     fidelity_scores,
     kernel_distance,
-    read_reference,
 )
 from dsmooth.evaluate.features import (
     CLASSIFIER,
