@@ -68,16 +68,11 @@ class Shape(NamedTuple):
         return Geometry(taps, self.rows.above, self.rows.before, wide, precision, *tiling[:4])
 
     def matmul(
-        self, taps: Taps, channels: int, columns: int, planes: int = 0, *, several: bool = False
+        self, taps: Taps, channels: int, columns: int, planes: int = 0
     ) -> tuple[int, dict[str, Any]]:
-        """Programs of a matmul of pixels x `columns`, and arguments of its kernel.
-
-        several: as `matmul_tiling` takes it.
-        """
+        """Programs of a matmul of pixels x `columns`, and arguments of its kernel."""
         rows, k = self.rows, (taps.kh * taps.kw + planes) * channels
-        tiling = tilings.matmul_tiling(
-            rows.pixels, columns, k, self.numbers, self.capability, several=several
-        )
+        tiling = tilings.matmul_tiling(rows.pixels, columns, self.numbers, self.capability)
         return cdiv(rows.pixels, tiling.block_p) * cdiv(columns, tiling.block_n), {
             "steps": cdiv(k, tiling.block_k),
             "size": rows.size,
@@ -152,7 +147,7 @@ def backward(tensors: Tensors, pad_top: int, pad_left: int, **dropout: Any) -> N
         per_image = d_gates[: size[0] * size[1]].view(size)
         out = tensors["grad_image_bias"]
         torch.sum(per_image, 1, dtype=out.dtype, out=out)
-    programs, arguments = shape.matmul(shape.taps.adjoint(), f, 2 * f, several=shape.planes > 0)
+    programs, arguments = shape.matmul(shape.taps.adjoint(), f, 2 * f)
     geometry = arguments["G"]
     launch(
         last_gradients_kernel, (first_program + programs * (1 + shape.planes),), x.device,

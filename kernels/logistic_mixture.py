@@ -61,7 +61,6 @@ def log_prob_kernel(
     N_ATOMS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    UNROLL: tl.constexpr,  # tiles of atoms that are loaded ahead
 ):
     image = (tl.program_id(0) // blocks).to(tl.int64)
     block = (tl.program_id(0) % blocks).to(tl.int64)
@@ -106,7 +105,7 @@ def log_prob_kernel(
     if N_ATOMS > 0:
         byte = byte_of(x0)
         atom_here = tl.full(logit.shape, float("-inf"), tl.float32)
-        for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
+        for first in range(0, N_ATOMS, BLOCK_K):
             atom_logit, atom = load_atoms(
                 atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
@@ -127,7 +126,7 @@ def log_prob_kernel(
     if N_ATOMS > 0:
         atom_responsibility = tl.exp(atom_joint - max_joint)
         all_joint += atom_responsibility
-        for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
+        for first in range(0, N_ATOMS, BLOCK_K):
             atom_logit, _ = load_atoms(
                 atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
@@ -146,7 +145,7 @@ def log_prob_kernel(
         store_group(grads, d_logit, mask, grad_strides[1], 0, N_MIX)
         if N_ATOMS > 0:
             atom_responsibility = atom_responsibility / sum_joint
-            for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
+            for first in range(0, N_ATOMS, BLOCK_K):
                 atom_logit, atom = load_atoms(
                     atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
                 )
@@ -231,8 +230,7 @@ def log_prob(
         x_strides=strides[0], params_strides=strides[1], grad_strides=strides[2],
         noise=(smoothing_scale, math.log(smoothing_scale) if likelihood == "gaussian" else 0.0),
         N_MIX=n_mix, CHANNELS=channels, LIKELIHOOD=likelihood, N_ATOMS=n_atoms,
-        BLOCK_P=block_p, BLOCK_K=block_k, UNROLL=min(4, cdiv(n_atoms, block_k)),
-        num_warps=num_warps,
+        BLOCK_P=block_p, BLOCK_K=block_k, num_warps=num_warps,
     )  # fmt: skip
 
 
