@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dsmooth.progress import significant
-from dsmooth.text import Table
+from dsmooth.text import Table, significant
 
 Result = dict[str, Any]
 COLUMNS = ("case", "threads", "time", "spread", "rate", "against", "of the limit")

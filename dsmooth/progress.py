@@ -174,9 +174,3 @@ def progress_bar(
     with rich.Progress("{task.description}", *columns, "{task.fields[text]}") as bar:
         task = bar.add_task(name, total=total, completed=completed, text=text)
         yield lambda done, text: bar.update(task, completed=done, text=text)
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """A number with `digits` significant digits, without an exponent if large: 12,800."""
-    rounded = float(f"{value:.{digits}g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"

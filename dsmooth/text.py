@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from .results import BitsResult
+
+COMPARABLE = "* comparable with discrete bits/dim of the literature"
 # Control characters except tab and newline, marks that change the direction of writing, and halves
 # of surrogate pairs, which have no UTF-8.
 _UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -37,6 +40,12 @@ def decimals(value: float | None, digits: int = 4, error: float | None = None) -
 def percent(share: float, digits: int = 1, error: float | None = None) -> str:
     """A share, and its standard error if there is one, in per cent."""
     return f"{decimals(100 * share, digits, None if error is None else 100 * error)} %"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits, without an exponent if large: 12,800."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,21 @@ class Table:
         for row in self.rows:
             table.add_row(*map(escape_control, row))
         Console(highlight=False, markup=False).print(table)
+
+
+def bits_table(result: BitsResult, title: str = "") -> Table:
+    """Bits/dim of the models in every convention. A column without numbers is left out."""
+    rows = [(name, row) for name, bits in result.models.items() for row in bits.conventions]
+    columns: dict[str, list[float | None]] = {
+        "bits/dim": [row.value for _, row in rows],
+        "± images": [row.error for _, row in rows],
+        "± repeats": [row.repeat_error for _, row in rows],
+    }
+    columns = {head: values for head, values in columns.items() if set(values) != {None}}
+    words = [f"{name}: {row.name}{' *' * row.comparable}\n{row.meaning}" for name, row in rows]
+    numbers = zip(*([decimals(v) for v in values] for values in columns.values()), strict=True)
+    cells = [[word, *row] for word, row in zip(words, numbers, strict=True)]
+    return Table(["", *columns], cells, title)
 
 
 def render(template: Path, **values: object) -> str:

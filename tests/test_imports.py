@@ -27,8 +27,8 @@ LAYERS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("cuda", "work", "results", "machine", "distributed", "presets", "philox"),
-        *("files", "config", "pixels", "_extension", "fields", "progress", "text", "_C"),
+        *("cuda", "work", "machine", "distributed", "presets", "philox", "files", "progress"),
+        *("text", "results", "config", "pixels", "_extension", "fields", "_C"),
     ),
 )
 NAMES = [name for layer in LAYERS for name in layer]

@@ -23,9 +23,9 @@ from ..fields import check_number
 from ..files import check_writable, json_text, printable, read_npz, write_json
 from ..machine import choose_device
 from ..pretrained import images_for, load
-from ..progress import progress, significant, silence
-from ..results import COMPARABLE, FLOOR, BitsResult, FrechetResult, bits_table
-from ..text import Table, decimals, escape_control
+from ..progress import progress, silence
+from ..results import FLOOR, BitsResult, FrechetResult
+from ..text import COMPARABLE, Table, bits_table, decimals, escape_control, significant
 from ..work import record_of
 from .options import BitsOptions, FrechetOptions
 
