@@ -28,7 +28,7 @@ from .log import Evaluation, OnEvaluation, RunLog
 from .settings import (
     check_initial,
     check_same,
-    complete,
+    fill_in,
     find_initial,
     load_data,
     stored_settings,
@@ -106,7 +106,7 @@ def train(
         with lock_folder(run.path, "another training run"):
             data = load_data(config) if dataset is None else split_own(dataset, labels)
             check_same(run, stored, *data)
-            config = complete(config, *data, target, stored)
+            config = fill_in(config, *data, target, stored)
             if config.images is None:
                 config = within_budget(config, *data, target, started)
             initial = None

@@ -1,6 +1,6 @@
 """How the settings of a run get their values, in the order of this page.
 
-`settings_of`: those that are given, over a preset, a file, or the run to resume. `complete`: what
+`settings_of`: those that are given, over a preset, a file, or the run to resume. `fill_in`: what
 its images and its device decide. `within_budget`: how many images its minutes are enough for.
 """
 
@@ -120,7 +120,7 @@ def check_same(
         )
 
 
-def complete(
+def fill_in(
     config: TrainConfig,
     train_set: ImageDataset,
     test_set: ImageDataset,

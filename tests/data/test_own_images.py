@@ -16,7 +16,7 @@ import dsmooth
 from dsmooth.config import OWN
 from dsmooth.data import own_images, to_float
 from dsmooth.data.own import split_own
-from dsmooth.training.settings import complete
+from dsmooth.training.settings import fill_in
 from tests.helpers.data_makers import random_bytes, refuses
 from tests.helpers.tiny_runs import tiny
 
@@ -175,7 +175,7 @@ def test_forms_of_images_in_python() -> None:
 )
 def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        complete(tiny(data=OWN), *split_own(dataset), torch.device("cpu"))
+        fill_in(tiny(data=OWN), *split_own(dataset), torch.device("cpu"))
 
 
 LABELS = torch.arange(40)

@@ -231,7 +231,7 @@ def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, sets, fas
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
     monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     data = random_dataset(12)
-    config = settings.complete(tiny(precision="auto"), data, data, CPU)
+    config = settings.fill_in(tiny(precision="auto"), data, data, CPU)
     assert config.precision == ("bfloat16" if fast else "float32")
 
 
