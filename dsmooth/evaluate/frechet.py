@@ -97,14 +97,14 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
             f"{name} must be positive semi-definite, got an eigenvalue of {float(values[0]):.3g} "
             f"(largest entry {scale:.3g})"
         )
-    # Smaller values are rounding noise of the null space; their roots would be 1e-8, not 1e-16.
+    # Smaller eigenvalues are rounding noise, of about 1e-16, whose roots of 1e-8 would count.
     kept = values > d * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean (D,) and covariance (D, D), float64; number of features, None if read from a file."""
+    """Mean (D,) and covariance (D, D), float64; number of images, None if read from a file."""
 
     mean: Tensor
     covariance: Tensor

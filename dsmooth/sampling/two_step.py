@@ -51,8 +51,8 @@ ATTEMPTS, CHANCE = 16, 1e-12
 def draw(model: Model, request: Request) -> Tensor:
     """Draw the images (count, C, H, W) of a `fitted` request from a pair, or from one network.
 
-    A pair first draws x~ ~ p(x~), or takes the request's, then draws x of each x~. An image is NaN
-    where its x~ diverged.
+    A pair first draws x~ ~ p(x~), or takes the request's, then draws x of each x~. An image is all
+    NaN if its x~ diverged.
     """
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
@@ -72,10 +72,11 @@ def draw(model: Model, request: Request) -> Tensor:
 
 
 def fitted(model: Model, request: Request) -> Request:
-    """A request for a model, with the label of each image.
+    """Check a request for a model, and give each image its label.
+
 
     Raises ValueError for a method, label or guidance that the model does not have, and for known
-    pixels that are outside [-1, 1] or, if the pair models bytes, not bytes.
+    pixels outside [-1, 1]. Those of a model of bytes must be bytes.
     """
     if isinstance(model, PixelCNNpp):
         if model.config.conditioning != "none":
@@ -133,7 +134,7 @@ def draw_clean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
 def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
     """Whether x~ - x is too large in any row for noise of a gaussian smoothing: (N,) bool.
 
-    A row is too large if noise exceeds its sum of squares with a probability below CHANCE. False
+    A row is too large if noise has such a sum of squares with a probability below CHANCE. False
     for other smoothing.
     """
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise

@@ -1,6 +1,6 @@
 """One update of a training run, and what it changes: the model, its average, its optimiser.
 
-A step is a function of (config, images seen), from which order, noise and dropout derive: a resumed
+A step is a function of (config, images seen), which decide order, noise and dropout. So a resumed
 run equals one that was never interrupted. Images, their position in the stream and the rates are
 sent to the device before a step. A step reads nothing back, so it can be replayed as a CUDA graph.
 """
@@ -28,13 +28,13 @@ from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import FlatParameters, Optimizer
 
-# Muon's best angle times the square root of the number of steps
+# The best step of Muon, an angle in radians, times the square root of the number of steps of a run
 # (docs/experiments/009-training-recipe.md). Shorter runs than LEAST_STEPS were not measured: they
 # take the angle of LEAST_STEPS.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
 COOLDOWN = 0.2  # the part of the images over which schedule=cooldown falls
-# Steps between reads of the loss: a NaN is noticed after at most as many.
+# Steps between reads of the loss: a NaN is noticed at most this late.
 READ_STEPS = 50
 # Ordinary calls before one is recorded as a CUDA graph: they choose algorithms and compile kernels,
 # neither of which may happen while a graph is recorded.
@@ -74,7 +74,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """A role's inputs for clean x; image b's noise follows from (seed, first_index + b, repeat)."""
+    """The inputs of `config.role` for clean x; noise of image b is by (seed, first_index + b, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
     seed, smoothing = config.seed, SMOOTHINGS[config.smoothing](config.scale)
@@ -101,7 +101,7 @@ def kernel_rate(config: TrainConfig) -> float:
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) -> float:
-    """A rate of the step after `images_seen` and `steps`."""
+    """A rate in the step that follows `steps` others, of `images_seen` images."""
     peak *= config.rate_factor
     rate = peak * min(1.0, (images_seen + config.batch_size) / max(1, config.warmup_images))
     if config.schedule == "exponential":
@@ -144,7 +144,7 @@ def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
 
 
 def uses_graph(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the steps of a run are replayed. Raises ValueError if they must be and cannot."""
+    """Whether the steps of a run are replayed. Raises ValueError for graph="on" without CUDA."""
     if config.graph == "on" and device.type != "cuda":
         words = f"cannot be on: it needs a CUDA device, and this run computes on {device.type}"
         raise SettingError("graph", f"{words}; use auto or off")
@@ -158,7 +158,7 @@ class ReplayedStep:
         self.step = step
         self.device = device
         self.calls = 0
-        # One stream for all calls and the recording: torch keeps freed memory by stream.
+        # One stream for all calls and the recording: torch reuses freed memory only in its stream.
         self.side = torch.cuda.Stream(device)
         self.graph = torch.cuda.CUDAGraph()
 
@@ -183,7 +183,7 @@ class ReplayedStep:
 
 
 class TrainState:
-    """The model, its average and its optimiser, as after `images_seen` training images."""
+    """The model, its average and its optimiser, after `images_seen` training images."""
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ class TrainState:
             self.model.initialize(*self.inputs(0))
         self.optimizer = Optimizer(self.model, config, device)
         self.group = device_group(device)
-        flat = self.optimizer.flat  # rounding in `initialize` differs between machines
+        flat = self.optimizer.flat  # from the first process: `initialize` rounds by machine
         flat.values.copy_(from_first(flat.values.cpu))
         # The weights to evaluate and sample with, and their buffer if they are a moving average.
         self.averaged = self.model
@@ -275,7 +275,7 @@ class TrainState:
         return results
 
     def _inputs_of(self, position: Tensor, first: int, count: int) -> Inputs:
-        """Images first .. first + count - 1 of the batch that begins at a stream position."""
+        """`count` images, from number `first` on, of the batch that begins at `position`."""
         images, label = self.images.part(first, count)
         x, position = to_float(images), position + first
         if self.config.flip:
@@ -302,7 +302,7 @@ class TrainState:
         self.rows.index_copy_(0, row.view(1), torch.stack([loss, norm.double(), rate])[None])
 
     def _backward(self, position: Tensor) -> Tensor:
-        """Leave the gradients of this share of the batch; returns its part of the loss, float64."""
+        """Compute gradients by this share of the batch; returns its part of the loss, float64."""
         config = self.config
         seed = dropout_seed(config.seed, position) if config.model.dropout else None
         inputs = self._inputs_of(position, self.first_image, self.share)
@@ -339,7 +339,7 @@ class TrainState:
     def restore(
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
-        """Continue from `tensors` of a state. Raises ValueError, naming `source`, for another."""
+        """Continue from `tensors` of a state. Raises ValueError, naming `source`, if they do not fit."""
         check_tensors(self.tensors(), tensors, source, "the state of another network or optimiser")
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
