@@ -74,7 +74,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """The inputs of `config.role` for clean x; noise of image b is by (seed, first_index + b, repeat)."""
+    """Inputs of `config.role` for clean x; noise of image b is by (seed, first_index + b, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
     seed, smoothing = config.seed, SMOOTHINGS[config.smoothing](config.scale)
@@ -339,7 +339,7 @@ class TrainState:
     def restore(
         self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
-        """Continue from `tensors` of a state. Raises ValueError, naming `source`, if they do not fit."""
+        """Continue from `tensors` of a state. ValueError, naming `source`, if they do not fit."""
         check_tensors(self.tensors(), tensors, source, "the state of another network or optimiser")
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
