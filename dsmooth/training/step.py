@@ -74,7 +74,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """Inputs of `config.role` for clean x; noise of image b is by (seed, first_index + b, repeat)."""
+    """Inputs of `config.role` for clean x; noise of image b by (seed, first_index + b, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
     seed, smoothing = config.seed, SMOOTHINGS[config.smoothing](config.scale)
