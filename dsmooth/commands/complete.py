@@ -25,11 +25,11 @@ from .sample import check_outputs, request_of, say_drawn
 
 def complete(options: Complete) -> None:
     """Run `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
-    check_number("count", options.count)
     check_number("draws", options.draws)
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     check_outputs(options.out, folder=False)
+    request = request_of(options)
     names, source = [*options.models], options.images
     if source is None and names and names[-1].exists() and not is_model(names[-1]):
         source = names.pop()
@@ -44,7 +44,7 @@ def complete(options: Complete) -> None:
     else:
         mask = read_mask(options.mask)
     checked_shape(len(x) * options.draws, *models.image_shape)
-    request, known = request_of(options), known_pixels(x.to(device), mask.to(device), len(x))
+    known = known_pixels(x.to(device), mask.to(device), len(x))
     label = labels if request.label == "own" and labels is not None else request.label
     request = replace(request, count=len(x), known=known, label=label).repeated(options.draws)
     request = fitted(models.model, request)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ..data.pictures import is_diverged, save_grid
 from ..distributed import from_first
-from ..fields import check_number
 from ..files import check_writable, printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
@@ -21,10 +20,10 @@ from .options import Complete, Sample
 
 def sample(options: Sample) -> None:
     """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    check_number("count", options.count)
     check_outputs(options.out)
+    request = replace(request_of(options), first_index=options.first_index)
     models = load(*options.models, device=drawing_device(options.execution.device))
-    request = fitted(models.model, replace(request_of(options), first_index=options.first_index))
+    request = fitted(models.model, request)
     started = time.monotonic()
     if not suffix_of(options.out[0]):
         settings = {

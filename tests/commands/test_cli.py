@@ -32,9 +32,8 @@ from dsmooth.progress import (
     progress,
     progress_bar,
     shows_bars,
-    significant,
 )
-from dsmooth.text import Table
+from dsmooth.text import Table, significant
 from tests.helpers.command_runs import SMALLER, complains, run, save_run, settings_of
 from tests.helpers.data_makers import random_bytes, write_images
 
