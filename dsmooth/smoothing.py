@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import SmoothingKind
 from .fields import check_tensor
-from .functional.image_words import image_words
+from .functional.device_words import device_words
 from .nn.images import check_images
 from .philox import Stream, draw_seed, to_uniform
 
@@ -65,7 +65,7 @@ class Smoothing(ABC):
         check_images("x", x)
         fresh = seed is None and first_index is None
         n, d = x.shape[0], math.prod(x.shape[1:])
-        words = image_words(
+        words = device_words(
             n,
             -(-d // 4),
             seed=draw_seed(x.device) if fresh else seed or 0,

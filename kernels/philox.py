@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsmooth.philox import Stream, seed_words, stream_word, whole_index
+
 from .geometry import cdiv
 from .launch import launch
 
@@ -40,17 +42,28 @@ def image_words_kernel(
 
 
 def image_words(
-    n_images: int, n_counters: int, seed: int | Tensor, first_index: Tensor, last_word: int
+    n_images: int,
+    n_counters: int,
+    *,
+    seed: int | Tensor,
+    first_index: int | Tensor = 0,
+    stream: Stream,
+    repeat: int = 0,
+    device: torch.device,
 ) -> Tensor:
-    """`philox.image_words`: (n_images, n_counters, 4) int64, on first_index's device."""
-    words = torch.empty((n_images, n_counters, 4), dtype=torch.int64, device=first_index.device)
-    total = n_images * n_counters
+    """`dsmooth.philox.image_words`."""
     seed_ptr, number = (seed, 0) if isinstance(seed, Tensor) else (None, seed)
+    seed_words(number)  # refuses numbers out of range
+    if not isinstance(first_index, Tensor):
+        index = whole_index(first_index, n_images)
+        first_index = torch.full((), index, dtype=torch.int64, device=device)
+    words = torch.empty((n_images, n_counters, 4), dtype=torch.int64, device=device)
+    total = n_images * n_counters
     launch(
-        image_words_kernel, (cdiv(total, BLOCK),), first_index.device,
+        image_words_kernel, (cdiv(total, BLOCK),), device,
         words_ptr=words, seed_ptr=seed_ptr, first_index_ptr=first_index,
         # The int64 with the bits of a seed in 0 .. 2**64 - 1.
-        seed=number - 2**64 if number >= 2**63 else number,
-        last_word=last_word, total=total, CALLS=n_counters, BLOCK=BLOCK, num_warps=4,
+        seed=number - 2**64 if number >= 2**63 else number, last_word=stream_word(stream, repeat),
+        total=total, CALLS=n_counters, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return words

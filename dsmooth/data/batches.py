@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional.image_words import image_words
+from ..functional.device_words import device_words
 from ..philox import Stream
 from .dataset import ImageDataset
 from .order import indices_at
@@ -19,7 +19,7 @@ def flips(
 
     They are the highest bits of Philox's first words at (0, position low, position high, FLIP).
     """
-    words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
+    words = device_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
     return words[:, 0, 0] >= 1 << 31
 
 
@@ -29,7 +29,7 @@ def drop_labels(labels: Tensor, fraction: float, first: int | Tensor, seed: int)
     The label at stream position first + b is dropped if Philox's first word at (0, position low,
     position high, LABEL) is below fraction * 2**32.
     """
-    words = image_words(
+    words = device_words(
         len(labels), 1, seed=seed, first_index=first, stream=Stream.LABEL, device=labels.device
     )
     kept = words[:, 0, 0] >= int(fraction * 2**32)

@@ -21,7 +21,7 @@ from ..data.batches import ImagesOnDevice, drop_labels, flips, send
 from ..distributed import add_up, device_group, from_first, gather, rank_and_size
 from ..fields import SettingError
 from ..files import check_tensors
-from ..functional.image_words import image_words
+from ..functional.device_words import device_words
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..philox import Stream
@@ -114,7 +114,7 @@ def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) ->
 
 def dropout_seed(seed: int, position: Tensor) -> Tensor:
     """Two words of Philox at (0, low word of images seen, high word, DROPOUT): int64 scalar."""
-    words = image_words(
+    words = device_words(
         1, 1, seed=seed, first_index=position, stream=Stream.DROPOUT, device=position.device
     )
     return words[0, 0, 0] | words[0, 0, 1] << 32

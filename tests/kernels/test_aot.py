@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="Triton is not installed: nothing can be co
 
 from dsmooth.kernels import logistic_mixture as kernels
 from dsmooth.kernels import philox
+from dsmooth.philox import Stream
 from tests.helpers.aot_launches import KERNELS, Block, check, distinct, is_matmul
 from tests.helpers.mixture_cases import n_params
 from tests.helpers.triton_tools import Launch, compile_launch, record_launches
@@ -133,7 +134,8 @@ def test_words_of_philox(arch: int, forms: bool) -> None:
     number = torch.empty((), dtype=torch.int64, device="meta")
     with record_launches(philox, "image_words_kernel") as launches:
         for seed in (0, 1, 2**64 - 1, number) if forms else (number,):
-            philox.image_words(80, 196, seed, number, 5)
+            where = {"first_index": number, "stream": Stream.DROPOUT, "device": number.device}
+            philox.image_words(80, 196, seed=seed, **where)
     for launch in launches:
         compiled = compile_launch(launch, arch)
         assert f".target sm_{arch}" in compiled.ptx

@@ -23,7 +23,7 @@ from dsmooth.cli import explain
 from dsmooth.config import OptimizerName
 from dsmooth.data import load_dataset
 from dsmooth.functional import use_impl
-from dsmooth.functional.image_words import image_words as words_on_device
+from dsmooth.functional.device_words import device_words
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.philox import Stream, image_words
 from dsmooth.pretrained.runs import RunFolder
@@ -282,7 +282,7 @@ def test_words_and_noise_are_those_of_the_cpu() -> None:
     for seed, first in ((0, 0), (2**64 - 1, 2**32 - 2)):
         where = {"seed": seed, "first_index": first, "stream": Stream.SMOOTHING, "repeat": 3}
         expected = image_words(5, 200, **where)
-        assert torch.equal(words_on_device(5, 200, device="cuda", **where).cpu(), expected)
+        assert torch.equal(device_words(5, 200, device="cuda", **where).cpu(), expected)
     x, smoothing = torch.rand(4, 1, 28, 28), dsmooth.GaussianSmoothing(0.5)
     expected, got = (smoothing.sample(t, seed=1, first_index=2) for t in (x, x.cuda()))
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-6, atol=1e-6)

@@ -7,7 +7,7 @@ import torch
 
 from dsmooth import philox
 from dsmooth.functional import use_impl
-from dsmooth.functional.image_words import image_words
+from dsmooth.functional.device_words import device_words
 from dsmooth.kernels.launch import INTERPRETED
 from dsmooth.philox import Stream
 from dsmooth.smoothing import SMOOTHINGS
@@ -25,10 +25,10 @@ def test_words_are_those_of_philox(images, counters, first, seed) -> None:
     where = {"first_index": first, "stream": Stream.CLEAN_NOISE, "repeat": 2**24 - 1}
     expected = philox.image_words(images, counters, seed=seed, **where)
     with use_impl("triton"):
-        got = image_words(images, counters, seed=seed, **where)
+        got = device_words(images, counters, seed=seed, **where)
         assert torch.equal(got, expected)
         if seed < 2**63:
-            words = image_words(images, counters, seed=torch.tensor(seed), **where)
+            words = device_words(images, counters, seed=torch.tensor(seed), **where)
             assert torch.equal(words, expected)
 
 
@@ -37,7 +37,7 @@ def test_what_is_out_of_range_is_refused_as_by_philox() -> None:
         for wrong in ({"seed": 2**64}, {"first_index": -1}, {"repeat": 2**24}, {"stream": 99}):
             named = {"seed": 0, "first_index": 0, "repeat": 0, "stream": Stream.FLIP} | wrong
             with pytest.raises(ValueError, match=r"must|not a valid"):
-                image_words(1, 1, **named)
+                device_words(1, 1, **named)
 
 
 @pytest.mark.parametrize("kind", SMOOTHINGS)
