@@ -7,8 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, draw_seed, philox4x32, seed_words
-from .dispatch import Impl, autocast_dtype, choose, native_obstacle, triton_obstacle
-from .gated_resnet_op import MAX_TAPS, gated_resnet_op
+from .dispatch import (
+    Impl,
+    autocast_dtype,
+    choose,
+    native_obstacle,
+    triton_obstacle,
+    wanted_gradients,
+)
+from .gated_resnet_op import MAX_TAPS, forward_op
 from .gated_resnet_operands import FIELDS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, fold_weight_norm, shifted_conv2d
 
@@ -94,7 +101,8 @@ def gated_resnet(
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
     operands = {name: t.to(dtypes[FIELDS[name].dtype]) for name, t in operands.items()}
-    return gated_resnet_op(operands, settings, chosen)
+    save = any(wanted_gradients(operands.values()))
+    return forward_op(*[operands.get(name) for name in FIELDS], *settings, chosen, save)[0]
 
 
 def _reference(operands: Operands, settings: Settings) -> Tensor:

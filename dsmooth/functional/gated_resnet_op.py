@@ -12,18 +12,12 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import Grads, Impl, register_op, wanted_gradients
+from .dispatch import Grads, Impl, register_op
 from .gated_resnet_operands import FIELDS, Operands, Settings
 from .shifted_conv import padding_of
 
 MAX_TAPS = 64  # of the extension
 WEIGHTS = {*(name for name, field in FIELDS.items() if field.is_parameter), "bias_nin"}
-
-
-def gated_resnet_op(operands: Operands, settings: Settings, impl: Impl) -> Tensor:
-    """y (B, F, H, W), channels_last, by impl "native" or "triton"."""
-    save = any(wanted_gradients(operands.values()))
-    return forward_op(*[operands.get(name) for name in FIELDS], *settings, impl, save)[0]
 
 
 def _forward(compute: bool, *arguments: Any) -> tuple[Tensor, ...]:

@@ -22,8 +22,15 @@ from torch import Tensor
 
 from ..fields import check_floating, check_one_of, check_tensor
 from ..pixels import Atoms, Likelihood, byte_of, check_likelihood, value_of
-from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
-from .logistic_mixture_op import log_prob_op
+from .dispatch import (
+    Impl,
+    choose,
+    native_obstacle,
+    triton_obstacle,
+    wanted_gradients,
+    without_autocast,
+)
+from .logistic_mixture_op import forward_op
 
 MIN_LOG_SCALE = -7.0
 HALF_STEP = 1 / 255  # half the distance between neighbouring bytes in [-1, 1]
@@ -73,7 +80,8 @@ def logistic_mixture_log_prob(
         )
     if chosen == "native":
         x, params = _at_least_float32(x, params)
-    return log_prob_op(x, params, likelihood, bool(atoms), float(smoothing_scale), chosen)
+    options = likelihood, bool(atoms), float(smoothing_scale), chosen
+    return forward_op(x, params, *options, *wanted_gradients((x, params)))[0]
 
 
 def logistic_mixture_log_prob_ref(

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import Grads, Impl, register_op, wanted_gradients
-
-
-def log_prob_op(
-    x: Tensor, params: Tensor, likelihood: str, atoms: bool, smoothing_scale: float, impl: Impl
-) -> Tensor:
-    """log_prob (B, H, W) by impl "native", in the dtype of x, or "triton", in float32."""
-    needs = wanted_gradients((x, params))
-    return forward_op(x, params, likelihood, atoms, smoothing_scale, impl, *needs)[0]
+from .dispatch import Grads, register_op
 
 
 def _forward(
-    compute: bool,
-    x: Tensor,
-    params: Tensor,
-    likelihood: str,
-    atoms: bool,
-    smoothing_scale: float,
-    impl: Impl,
-    needs_x: bool,
-    needs_params: bool,
+    compute: bool, x: Tensor, params: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log_prob (B, H, W), and two tensors for the backward.
+    """log_prob (B, H, W), by impl "native" in the dtype of x, by "triton" in float32; and two
+    tensors for the backward.
 
     native: sums and their maxima, (B, 4, H, W), and an empty tensor; saving the gradients
     themselves, as large as params, would take longer. triton: the gradients of the sum of log_prob
@@ -36,7 +23,7 @@ def _forward(
     double the arithmetic, which is the bottleneck in bfloat16.
     """
     batch, _, height, width = x.shape
-    mixture = likelihood, atoms, smoothing_scale
+    *mixture, impl, needs_x, needs_params = options
     if impl == "native":
         log_prob, state = x.new_empty(batch, height, width), x.new_empty(batch, 4, height, width)
         if compute:
@@ -61,15 +48,10 @@ def _backward(
     unit_params: Tensor,
     x: Tensor,
     params: Tensor,
-    likelihood: str,
-    atoms: bool,
-    smoothing_scale: float,
-    impl: Impl,
-    needs_x: bool,
-    needs_params: bool,
-    needs: list[bool],
+    *options: Any,
 ) -> Grads:
-    """saved: the second result of `_forward`."""
+    """saved: the second result of `_forward`. options: its own, and which gradients are needed."""
+    *mixture, impl, _, _, needs = options
     like_params = params.new_empty(params.shape) if impl == "native" else _empty_gradient(params)
     grad_x, grad_params = (
         tensor if need else None
@@ -77,7 +59,7 @@ def _backward(
     )
     if compute and impl == "native":
         _extension.extension().logistic_mixture(
-            x, params, saved, likelihood, atoms, smoothing_scale, torch.get_num_threads(),
+            x, params, saved, *mixture, torch.get_num_threads(),
             grad=grad.contiguous(),  # a sum's has strides of 0, which vector loads cannot read
             grad_x=grad_x, grad_params=grad_params,
         )  # fmt: skip
