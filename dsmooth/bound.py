@@ -26,10 +26,10 @@ def bound_terms(
     models: tuple[PixelCNNpp, PixelCNNpp],
     x: Tensor,
     x_tilde: Tensor,
-    label: Tensor | None,
+    label: Tensor | int | None,
     log_prior: Tensor,
     top_classes: int | None = TOP_CLASSES,
-    denoiser_terms: Callable[[Tensor | None], dict[str, Tensor]] | None = None,
+    denoiser_terms: Callable[[Tensor | int | None], dict[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """log p(x~), "noisy", and log p(x | x~), "denoiser": each (B,), nats.
 
@@ -44,10 +44,10 @@ def bound_terms(
         classes = likely_classes(models, x, x_tilde, log_prior, top_classes)
         labels, log_p = [*classes.unbind()], log_prior[classes]
 
-    def noisy_terms(label: Tensor | None) -> dict[str, Tensor]:
+    def noisy_terms(label: Tensor | int | None) -> dict[str, Tensor]:
         return {"noisy": noisy.log_prob(x_tilde, label=label)}
 
-    def image_terms(label: Tensor | None) -> dict[str, Tensor]:
+    def image_terms(label: Tensor | int | None) -> dict[str, Tensor]:
         return {"denoiser": denoiser.log_prob(x, x_tilde, label)}
 
     terms: dict[str, Tensor] = {}

@@ -160,13 +160,16 @@ def test_classes_have_their_shares_of_the_training_images() -> None:
 def test_images_have_classes_of_a_model_by_their_names() -> None:
     labels = torch.tensor([2, 0, 0])
     data = replace(random_dataset(3, labels=labels), class_names=("eel", "ant", "bee"))
-    assert data.labels_of(("ant", "bee", "cat", "eel")).tolist() == [1, 3, 3]
+    assert data.labels_for(Classes(("ant", "bee", "cat", "eel"))).tolist() == [1, 3, 3]
     refuses(
         "has images of class bee, which is none of the model's classes eel, ant",
-        data.labels_of,
-        ("eel", "ant"),
+        data.labels_for,
+        Classes(("eel", "ant")),
     )
-    assert (data.has_classes(("bee",)), data.has_classes(("ant",))) == (True, False)
+    assert (data.has_classes(Classes(("bee",))), data.has_classes(Classes(("ant",)))) == (
+        True,
+        False,
+    )
 
 
 def test_no_class_that_was_not_trained_gets_a_warning(caplog, tmp_path) -> None:

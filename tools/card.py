@@ -149,7 +149,7 @@ def write_card(
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.draw("guided", guided, models.pair)
     class_names = models.classes.names if models.classes else ()
-    is_labelled = models.classes is not None and test_set.has_classes(models.classes.names)
+    is_labelled = test_set.has_classes(models.classes)
 
     probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = ModelCard(

@@ -70,8 +70,8 @@ def read_originals(source: Path | None, count: int, models: Loaded) -> tuple[Ten
             words = "the models do not say where their images are: name some by --images"
             raise ValueError(words) from None
         images, words = data.images[:count], data.source
-        if models.classes is not None and data.has_classes(models.classes.names):
-            labels = data.labels_of(models.classes.names)[:count]
+        if data.has_classes(models.classes):
+            labels = data.first(count).labels_for(models.classes)
     else:
         originals = read_images(source, count)
         if originals.diverged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -188,38 +188,30 @@ class ImageDataset:
             raise SettingError(needed_by, f"needs labelled images, but {self.source} has no labels")
         return self.labels
 
-    def labels_of(self, names: Sequence[str]) -> Tensor:
-        """The labels (N,) as numbers of a model's classes, which are matched by their names.
+    def labels_for(self, classes: Classes | None) -> Tensor | None:
+        """The labels (N,) int64 for a model with `classes`, matched by name; None for one without.
 
         Raises SettingError, naming one, for images of another class, and for images without labels.
         """
+        if classes is None:
+            return None
         labels = self.known_labels("classes")
-        numbers = {name: number for number, name in enumerate(names)}
+        numbers = {name: number for number, name in enumerate(classes.names)}
         found = torch.tensor([numbers.get(name, -1) for name in self.class_names])[labels]
         if (found < 0).any():
             other = self.class_names[int(labels[found < 0][0])]
             raise SettingError(
                 (),
                 f"{self.source} has images of class {other}, which is none of the model's classes "
-                f"{', '.join(names)}",
+                f"{', '.join(classes.names)}",
             )
         return found
 
-    def has_classes(self, names: Sequence[str]) -> bool:
-        """Whether some image is of one of these classes."""
-        numbers = () if self.labels is None else self.labels.unique().tolist()
-        return any(self.class_names[number] in names for number in numbers)
-
-    def labels_for(self, classes: Classes | None) -> Tensor | None:
-        """The labels (N,) int64 for a model with `classes`, None for one without.
-
-        They are -1, no class, where no image is of any of its classes. Raises SettingError if only
-        some images are of its classes.
-        """
-        if classes is None:
-            return None
-        known = self.has_classes(classes.names)
-        return self.labels_of(classes.names) if known else torch.full((len(self),), -1)
+    def has_classes(self, classes: Classes | None) -> bool:
+        """Whether some image is of one of the classes of a model; False for one without."""
+        if classes is None or self.labels is None:
+            return False
+        return any(self.class_names[n] in classes.names for n in self.labels.unique().tolist())
 
     def classes(self, dropout: float = 0.0) -> Classes:
         """The classes that have images, with their shares, and the label dropout of a training."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as loaders
 
-from ..config import OWN
+from ..config import OWN, Classes
 from ..fields import check_number
 from ..files import guarded
 from ..philox import Stream, image_words
@@ -76,7 +76,7 @@ def split_own(dataset: Any, labels: Any = None) -> tuple[ImageDataset, ImageData
         if train.labels is not None and test.labels is not None:
             names = tuple(dict.fromkeys((*train.class_names, *test.class_names)))
             train = replace(train, class_names=names)
-            test = replace(test, labels=test.labels_of(names), class_names=names)
+            test = replace(test, labels=test.labels_for(Classes(names)), class_names=names)
     else:
         whole = own_images(dataset, "train", labels)
         check_number("images", len(whole), 2)

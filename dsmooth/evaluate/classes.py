@@ -51,9 +51,10 @@ def classify(
     model, classes = in_evaluation(model), model.classes
     if classes is None:
         raise ValueError("only a model with classes classifies: this one has none")
-    labels = dataset.labels_of(classes.names)
+    labels = dataset.labels_for(classes)
+    assert labels is not None  # the model has classes
 
-    def nats_of(x: Tensor, _: Tensor | None, first: int, number: int) -> dict[str, Tensor]:
+    def nats_of(x: Tensor, _: object, first: int, number: int) -> dict[str, Tensor]:
         label = torch.full((len(x),), number, device=x.device)
         if isinstance(model, PixelCNNpp):
             return {"nats": model.log_prob(x, label=label)}

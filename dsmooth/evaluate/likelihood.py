@@ -23,6 +23,7 @@ from ..fields import check_number
 from ..functional import logistic_mixture_log_prob
 from ..machine import autocast
 from ..nn import PixelCNNpp
+from ..nn.condition import NO_CLASS
 from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
@@ -186,7 +187,7 @@ def check_dataset(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> No
 def nats_of_images(
     model: SmoothedPair | PixelCNNpp,
     dataset: ImageDataset,
-    nats_of: Callable[[Tensor, Tensor | None, int, int], dict[str, Tensor]],
+    nats_of: Callable[[Tensor, Tensor | int | None, int, int], dict[str, Tensor]],
     batch_size: int,
     rows: int = 1,
 ) -> dict[str, Tensor]:
@@ -199,12 +200,14 @@ def nats_of_images(
     check_number("batch_size", batch_size)
     check_number("images", len(dataset))
     check_dataset(model, dataset)
-    labels, device = dataset.labels_for(model.classes), model.device
+    classes, device = model.classes, model.device
+    labels = dataset.labels_for(classes) if dataset.has_classes(classes) else None
+    no_label = NO_CLASS if classes else None
 
     def compute(part: tuple[range, int]) -> dict[str, Tensor]:
         batch, row = part
         indices = torch.arange(batch.start, batch.stop)
-        label = None if labels is None else labels[indices].to(device)
+        label = no_label if labels is None else labels[indices].to(device)
         nats = nats_of(dataset.batch(indices).to(device, model.dtype), label, batch.start, row)
         return {name: values.double().cpu() for name, values in nats.items()}
 
@@ -241,7 +244,7 @@ def score_pair(
     pair = in_evaluation(pair)
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
 
-    def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
+    def nats_of(x: Tensor, label: Tensor | int | None, first: int, draw: int) -> dict[str, Tensor]:
         place = {"seed": seed, "first_index": first, "repeat": draw}
         x_tilde = pair.smoothing.sample(x, **place)
         target = x if noise is None else noise.sample(x, **place)
@@ -272,7 +275,7 @@ def score_plain(model: PixelCNNpp, dataset: ImageDataset, *, batch_size: int = 1
         )
     model = in_evaluation(model)
 
-    def nats_of(x: Tensor, label: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
+    def nats_of(x: Tensor, label: Tensor | int | None, first: int, draw: int) -> dict[str, Tensor]:
         return _image_nats(model, x, x, None, label)
 
     return _scores(nats_of_images(model, dataset, nats_of, batch_size), model, dataset)
@@ -285,14 +288,14 @@ def _scores(
     clean_noise: float = 0.0,
 ) -> Scores:
     seen: Literal["none", "given", "hidden"] = "none"
-    if (classes := model.classes) is not None:
-        seen = "given" if dataset.has_classes(classes.names) else "hidden"
+    if model.classes:
+        seen = "given" if dataset.has_classes(model.classes) else "hidden"
     dimensions = dataset.images[0].numel()
     return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=seen)
 
 
 def _image_nats(
-    model: PixelCNNpp, x: Tensor, target: Tensor, x_tilde: Tensor | None, label: Tensor | None
+    model: PixelCNNpp, x: Tensor, target: Tensor, x_tilde: Tensor | None, label: Tensor | int | None
 ) -> dict[str, Tensor]:
     """log p of the bytes of x, and of the target if the model has a density: (B,), nats, summed in
     float64."""

@@ -24,6 +24,7 @@ from ..evaluate.receptive_field import receptive_fields
 from ..fields import check_number
 from ..files import read_npz
 from ..nn import PixelCNNpp
+from ..nn.condition import NO_CLASS
 from ..pair import SmoothedPair
 from ..pretrained import Loaded
 from ..progress import progress
@@ -138,8 +139,10 @@ class Stages:
         if not isinstance(pair.smoothing, GaussianSmoothing):
             methods = ("two-step",)
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
-        labels = self.test_set.labels_for(models.classes)
-        held_out = Request(len(clean), seed, label=None if labels is None else labels[: len(clean)])
+        held_out = Request(len(clean), seed, label=NO_CLASS)
+        if self.test_set.has_classes(models.classes):
+            labels = self.test_set.part(slice(len(clean))).labels_for(models.classes)
+            held_out = replace(held_out, label=labels)
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
         drawn = Request(self.choices.count, seed, label="each" if models.classes else None)
 
@@ -195,7 +198,7 @@ class Stages:
             held_out = choose_evenly(
                 torch.zeros(len(train_set)) if labels is None else labels,
                 min(count, len(train_set) // 2),
-                equal=classes is not None and train_set.has_classes(classes.names),
+                equal=train_set.has_classes(classes),
             )
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             test_images = choose_images(self.test_set, count)

@@ -140,7 +140,7 @@ def fill_in(
     model = replace(model, image_channels=channels)
     if config.classes:
         classes = train_set.classes(config.label_dropout)
-        test_set.labels_of(classes.names)
+        test_set.labels_for(classes)
         model = replace(model, classes=classes)
     config = replace(config, model=model)
     if config.precision == "auto" and stored is not None:
