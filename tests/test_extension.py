@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import dsmooth.kernels
 from dsmooth import _extension
@@ -46,10 +45,6 @@ def call(**changes: Any) -> None:
     _extension.extension().logistic_mixture(**arguments | {"smoothing_scale": 0.0} | changes)
 
 
-def expanded(*shape: int) -> Tensor:
-    return ZEROS(1).expand(shape)
-
-
 ZEROS = torch.zeros
 SHARED = ZEROS(2, 4, 3, 4)
 
@@ -66,7 +61,7 @@ SHARED = ZEROS(2, 4, 3, 4)
         ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
         ({"params": ZEROS(2, 6, 3, 4, device="meta")}, "params must be a strided tensor on cpu or"),
         ({"threads": 2**31 - 1}, "threads must lie in 1 .. 4096, got 2147483647"),
-        ({"state": expanded(2, 4, 3, 4)}, "state must have no overlapping elements"),
+        ({"state": ZEROS(1).expand(2, 4, 3, 4)}, "state must have no overlapping elements"),
         ({"state": SHARED, "log_prob": SHARED[:, 3]}, "log_prob must .* own, got that of state"),
     ],
 )

@@ -27,7 +27,7 @@ from tests.helpers.gated_cases import (
     needs_extension,
     pinned,
 )
-from tests.helpers.mixture_cases import CASES, log_prob_of, native_mixture, random_case
+from tests.helpers.mixture_cases import CASES, log_prob_of, options_of, random_case
 from tests.helpers.triton_canaries import guarded, guarded_memory
 
 
@@ -88,7 +88,8 @@ def mixture(channels: int, kind: str, dtype: torch.dtype, size=(2, 3, 5)) -> Op:
         return log_prob_of(kind, impl)(*given.values())
 
     tensors, exact = {"x": x, "params": params}, ("x", "params") if INTERPRETED else ()
-    options, parts = tuple(native_mixture(kind).values()), [["x"], ["params"]]
+    mixture, parts = options_of(kind), [["x"], ["params"]]
+    options = mixture["likelihood"], "atoms" in mixture, mixture.get("smoothing_scale", 0.0)
     return Op(logistic_mixture_op, tensors, options, 2, exact, parts, compute)
 
 

@@ -135,16 +135,6 @@ def log_prob_of(mixture: Mixture, impl: Any) -> Callable[[Tensor, Tensor], Tenso
     return partial(logistic_mixture_log_prob, impl=impl, **options_of(mixture))
 
 
-def native_mixture(mixture: Mixture) -> dict[str, Any]:
-    """A mixture as the operators take it."""
-    options = options_of(mixture)
-    return {
-        "likelihood": options["likelihood"],
-        "atoms": bool(options.get("atoms")),
-        "smoothing_scale": options.get("smoothing_scale", 0.0),
-    }
-
-
 def run(impl: str, x: Tensor, params: Tensor, mixture: Mixture) -> Gradients:
     """Value and gradients. impl: may name an instruction set."""
     with pinned(impl) as name:

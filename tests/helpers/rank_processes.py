@@ -21,7 +21,6 @@ import pytest
 # The command, and a path that finds the package under test whatever the folder holds.
 COMMAND = "from dsmooth.cli import main; main()"
 RUN = "import runpy; runpy.run_path({!r}, run_name='__main__')"
-START = f"import sys; sys.path[:] = {sys.path!r}; "
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # With what torch imports when it makes its first optimizer.

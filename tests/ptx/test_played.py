@@ -116,7 +116,7 @@ DEFAULT_BLOCKS = [(0.0, torch.float32), (0.5, torch.bfloat16)]
 def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
     """Forward and backward: packing, both convolutions, gate, dropout, every gradient."""
     pytest.importorskip("triton")
-    from tests.helpers.aot_launches import KERNELS
+    from tests.kernels.test_aot import KERNELS
     from tests.ptx.triton_player import played
 
     shape = ("down_right", (1, 3, 5), 5, (5, 3)) if dropout else ("down", (2, 2, 3), 4, ())

@@ -378,16 +378,6 @@ def test_a_step_has_the_momentum_of_nesterov() -> None:
         torch.testing.assert_close(kernels, expected, rtol=0, atol=2e-6)
 
 
-def test_gradients_are_gathered_whatever_their_memory_order() -> None:
-    layers = convolutions(SHAPES)
-    muon = muon_of(*layers)
-    factors = {f"{i}.weight_v": torch.randn_like(c.weight_v) for i, c in enumerate(layers)}
-    for number, factor in enumerate(factors.values()):
-        layers[number].weight_v.grad = factor.contiguous() if number % 2 else factor
-    for name, view in muon.flat.views(muon.flat.gather_gradients()).items():
-        assert torch.equal(view, factors[name])
-
-
 def test_gram_matrices_of_few_kernels_are_padded_to_the_next_size() -> None:
     def sizes(*groups: tuple[int, int]) -> list[list[int]]:
         kernels = [Group(d, 1000, False, count, 0) for d, count in groups]

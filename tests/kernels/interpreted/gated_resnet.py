@@ -20,7 +20,6 @@ from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of e
     test_as_good_as_eager,
     test_no_output_sees_a_later_pixel,
 )
-from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import INTERPRETED, make_case
 from tests.helpers.triton_canaries import guarded, guarded_memory
 

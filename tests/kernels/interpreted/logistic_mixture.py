@@ -29,7 +29,6 @@ from tests.functional.test_ops import (  # noqa: F401 - invariants of every impl
     test_opcheck,
     test_strides_do_not_matter,
 )
-from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     MIXTURES,
     RUNS,

@@ -11,7 +11,6 @@ from dsmooth.functional.device_words import device_words
 from dsmooth.kernels.launch import INTERPRETED
 from dsmooth.philox import Stream
 from dsmooth.smoothing import SMOOTHINGS
-from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
