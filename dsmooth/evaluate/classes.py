@@ -49,10 +49,9 @@ def classify(
     Raises ValueError for a model or data without classes, and as `score_pair` does.
     """
     model, classes = in_evaluation(model), model.classes
-    if classes is None:
-        raise ValueError("only a model with classes classifies: this one has none")
     labels = dataset.labels_for(classes)
-    assert labels is not None  # the model has classes
+    if classes is None or labels is None:
+        raise ValueError("only a model with classes classifies: this one has none")
 
     def nats_of(x: Tensor, _: object, first: int, number: int) -> dict[str, Tensor]:
         label = torch.full((len(x),), number, device=x.device)
