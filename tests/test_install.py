@@ -151,7 +151,7 @@ def test_a_source_tree_has_its_kernels_without_a_build(clone: Path, tmp_path: Pa
 
 def kernels_of(start: str, folder: Path) -> Path:
     """Where the folder of kernels is for a process without the dsmooth that runs these tests."""
-    find = "from importlib.util import find_spec; print(find_spec('dsmooth.kernels.tilings').origin)"
+    find = "import importlib.util as u; print(u.find_spec('dsmooth.kernels.tilings').origin)"
     code = f"{start}; {find}"
     return Path(python("-S", "-c", code, cwd=folder)[0].strip()).parents[1]
 
