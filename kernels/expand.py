@@ -16,7 +16,8 @@ from .geometry import IMAGES, PaddedImages, Tensors, cdiv, channels_of, planes_o
 from .launch import launch
 
 STREAM = tl.constexpr(int(Stream.DROPOUT))
-BLOCK_P = 32  # rows of a program of operands_kernel
+BLOCK_P = tl.constexpr(32)  # rows of a program of operands_kernel
+BLOCK_F = tl.constexpr(32)  # and channels
 
 
 @triton.jit
@@ -78,7 +79,7 @@ def is_kept(word, keep_from):
 
 
 @triton.jit
-def draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr, BLOCK_F: tl.constexpr):
+def draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr):
     """Dropout bits of channels first_f ..: (P, BLOCK_F) uint8, bit 0 for elu(h), bit 1 for elu(-h).
 
     Element i, in (B, H, W, 2F) order of the whole batch, has word i % 4 of Philox call i // 4.
@@ -113,14 +114,14 @@ def word_of(element, seed, layer):
 
 
 @triton.jit
-def pixels_of_rows(first, size, ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr):
-    """The pixels (in B, H, W order) of BLOCK rows starting at `first`, and which rows are pixels.
+def pixels_of_rows(first, size, ABOVE: tl.constexpr, BEFORE: tl.constexpr):
+    """The pixels (in B, H, W order) of BLOCK_P rows starting at `first`, and which rows are pixels.
 
-    size: (batch, height, width). Returns (base int64, int32 offsets from it (BLOCK,), mask
-    (BLOCK,)); `matmul.rows_of_pixels` says why offsets are 32-bit.
+    size: (batch, height, width). Returns (base int64, int32 offsets from it (BLOCK_P,), mask
+    (BLOCK_P,)); `matmul.rows_of_pixels` says why offsets are 32-bit.
     """
     batch, height, width = size
-    s = first.to(tl.int32) + tl.arange(0, BLOCK)
+    s = first.to(tl.int32) + tl.arange(0, BLOCK_P)
     pitch = width + BEFORE
     lines = height + ABOVE
     base = tl.maximum(first.to(tl.int32), 0) // (lines * pitch)
@@ -136,7 +137,7 @@ def pixels_of_rows(first, size, ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK
 @triton.jit
 def expand_block(
     image_ptr, e_ptrs, pixel, is_pixel, mask_a, first_c, first_f, kept,
-    C: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr, BLOCK_F: tl.constexpr,
+    C: tl.constexpr, F: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """Write channels first_c + first_f .. of an image of C channels to columns first_f .. of its
     plane. Padding rows and channels beyond C get zeros. kept: dropout bits, or None."""
@@ -168,7 +169,7 @@ def clear_block(ptr, offs_a, mask, first, C: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def store_gate_gradients(
     gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block, first_f,
-    F: tl.constexpr, BLOCK_F: tl.constexpr,
+    F: tl.constexpr,
 ):  # fmt: skip
     """Write channels first_f .. of the gradients of A and G (rows of 2F), y = x + A sigmoid(G),
     and their block sums."""
@@ -196,7 +197,6 @@ def operands_kernel(
     x, h_ptr, e_ptr, kept_ptr, gates_ptr, dy_ptr, d_gates_ptr, dh_ptr, sums_ptr,
     seed_ptr, layer, keep_from, first_pixel, margin, total, plane_stride, size,
     CHANNELS: tl.constexpr, SCALE: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Write all rows that the matmuls of a gated resnet read. Grid: (rows, planes). The planes:
 
@@ -217,7 +217,7 @@ def operands_kernel(
     first = block * BLOCK_P - margin
     offs_a = first + tl.arange(0, BLOCK_P)
     mask_a = offs_a < total
-    base, offset, is_pixel = pixels_of_rows(first, size, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P)
+    base, offset, is_pixel = pixels_of_rows(first, size, ABOVE=ABOVE, BEFORE=BEFORE)
     pixel = base + offset
     outside = mask_a & ~is_pixel
     e_plane = e_ptr + plane.to(tl.int64) * plane_stride
@@ -228,15 +228,13 @@ def operands_kernel(
                 if (plane >= 0) & (plane * F < CHANNELS[i]):
                     expand_block(
                         x[i], e_ptrs, pixel, is_pixel, mask_a, plane * F, first_f, None,
-                        C=CHANNELS[i], F=F, SCALE=1.0, BLOCK_F=BLOCK_F,
+                        C=CHANNELS[i], F=F, SCALE=1.0,
                     )  # fmt: skip
             plane -= (CHANNELS[i] + F - 1) // F
     if plane == 0:
         kept = None
         if kept_ptr is not None:
-            kept = draw_kept(
-                seed_ptr, layer, keep_from, first_pixel + pixel, first_f, F=F, BLOCK_F=BLOCK_F
-            )
+            kept = draw_kept(seed_ptr, layer, keep_from, first_pixel + pixel, first_f, F=F)
             offs_f = first_f + tl.arange(0, BLOCK_F)
             tl.store(
                 kept_ptr + offs_a.to(tl.int64)[:, None] * F + offs_f[None, :],
@@ -246,7 +244,7 @@ def operands_kernel(
         if dy_ptr is not None:
             expand_block(
                 h_ptr, e_ptrs, pixel, is_pixel, mask_a, 0, first_f, kept,
-                C=F, F=F, SCALE=SCALE, BLOCK_F=BLOCK_F,
+                C=F, F=F, SCALE=SCALE,
             )  # fmt: skip
             clear_block(dh_ptr, offs_a, outside, first_f, C=F, BLOCK=BLOCK_F)
         else:
@@ -255,8 +253,13 @@ def operands_kernel(
         if plane > 0:
             store_gate_gradients(
                 gates_ptr, dy_ptr, d_gates_ptr, sums_ptr, pixel, is_pixel, offs_a, mask_a, block,
-                first_f, F=F, BLOCK_F=BLOCK_F,
+                first_f, F=F,
             )  # fmt: skip
+
+
+def blocks_of(rows: PaddedImages) -> int:
+    """Number of blocks of BLOCK_P rows."""
+    return cdiv(rows.length, BLOCK_P.value)
 
 
 def expand(
@@ -287,16 +290,15 @@ def expand(
     expanded = rows.empty(x, 2 * f, planes=planes)
     kept = rows.empty(x, f, dtype=torch.uint8) if "seed" in tensors else None
     backward = ("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr")
-    block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
     launch(
         operands_kernel,
-        (cdiv(rows.length, BLOCK_P) * cdiv(f, block_f), planes + bool(gradients)), x.device,
+        (blocks_of(rows) * cdiv(f, BLOCK_F.value), planes + bool(gradients)), x.device,
         x=three(tensors, IMAGES) if inputs else None, h_ptr=h, e_ptr=expanded,
         kept_ptr=kept, seed_ptr=tensors.get("seed"), **dict.fromkeys(backward) | gradients,
         layer=layer, keep_from=keep_from,
         first_pixel=first_image * rows.height * rows.width, margin=rows.margin,
         total=rows.total + rows.margin, plane_stride=expanded.stride(0), size=rows.size,
         CHANNELS=channels_of(tensors), SCALE=scale, ABOVE=rows.above, BEFORE=rows.before,
-        BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
+        num_warps=4,
     )  # fmt: skip
     return expanded, kept

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tilings
-from .expand import BLOCK_P, expand
+from .expand import blocks_of, expand
 from .gated_resnet_kernels import (
     gate_kernel,
     hidden_gradient_kernel,
@@ -126,7 +126,7 @@ def backward(tensors: Tensors, pad_top: int, pad_left: int, **dropout: Any) -> N
     _, _, w_in_adjoint, w_out_adjoint, w_nin_adjoint = tensors["packed"].split(sizes)
     programs, arguments = shape.matmul(shape.taps.adjoint(), 2 * f, 2 * f)
     d_gates, dh = rows.empty(x, 2 * f)[0], rows.empty(x, f)[0]
-    out_sums = _sums(x, cdiv(rows.length, BLOCK_P), 2 * f)
+    out_sums = _sums(x, blocks_of(rows), 2 * f)
     in_sums = _sums(x, cdiv(rows.pixels, arguments["G"].block_p), f)
     e, kept = expand(
         tensors, rows, h, inputs=parameters, **dropout, d_gates_ptr=d_gates, dh_ptr=dh,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..fields import check_floating, check_tensor
+from ..fields import check_floating, check_number, check_tensor
 from .dispatch import autocast_dtype
 from .shifted_conv import Shift, check_kernel
 
@@ -109,10 +109,7 @@ def check_operands(operands: Operands, settings: Settings) -> None:
                 got = tuple(tensor.shape)
                 raise ValueError(f"{name} must have a channel, a row and a column, got {got}")
             extents["2S"] = 2 * tensor.shape[1] + (extents["2S"] if name == "skip_2" else 0)
-    _, dropout, layer, first_image = settings
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    numbers: list[tuple[str, int, int]] = [("layer", layer, 32), ("first_image", first_image, 31)]
-    for name, number, bits in numbers:
-        if not hasattr(number, "__index__") or not 0 <= number < 2**bits:
-            raise ValueError(f"{name} must be an int in 0 .. 2**{bits} - 1, got {number!r}")
+    if not 0 <= settings.dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {settings.dropout}")
+    check_number("layer", settings.layer, 0, 2**32 - 1)
+    check_number("first_image", settings.first_image, 0, 2**31 - 1)

@@ -13,8 +13,8 @@ from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_operands import Settings
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels import tilings
-from dsmooth.kernels.expand import BLOCK_P, expand
-from dsmooth.kernels.geometry import PaddedImages, Taps, cdiv
+from dsmooth.kernels.expand import blocks_of, expand
+from dsmooth.kernels.geometry import PaddedImages, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of every implementation
     test_as_good_as_eager,
@@ -41,7 +41,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
         settings = Settings("down", p, layer, first_image)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         gates = torch.randn(2, 2 * filters, 3, 5).to(memory_format=torch.channels_last)
-        sums = torch.empty(cdiv(rows.length, BLOCK_P), 2 * filters)
+        sums = torch.empty(blocks_of(rows), 2 * filters)
         (e,), (kept,) = expand(
             {"x": h, "seed": seed_tensor}, rows, h, layer=layer, first_image=first_image,
             keep_from=settings.keep_from, scale=settings.scale, inputs=False,
