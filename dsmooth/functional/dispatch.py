@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
@@ -140,12 +140,6 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES:
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def wanted_gradients(tensors: Iterable[Tensor | None]) -> list[bool]:
-    """For each tensor, whether autograd needs its gradient."""
-    graded = torch.is_grad_enabled()
-    return [graded and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
 def register_op(

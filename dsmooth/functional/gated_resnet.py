@@ -7,14 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, draw_seed, philox4x32, seed_words
-from .dispatch import (
-    Impl,
-    autocast_dtype,
-    choose,
-    native_obstacle,
-    triton_obstacle,
-    wanted_gradients,
-)
+from .dispatch import Impl, autocast_dtype, choose, native_obstacle, triton_obstacle
 from .gated_resnet_op import MAX_TAPS, forward_op
 from .gated_resnet_operands import FIELDS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, fold_weight_norm, shifted_conv2d
@@ -101,7 +94,7 @@ def gated_resnet(
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
     operands = {name: t.to(dtypes[FIELDS[name].dtype]) for name, t in operands.items()}
-    save = any(wanted_gradients(operands.values()))
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in operands.values())
     return forward_op(*[operands.get(name) for name in FIELDS], *settings, chosen, save)[0]
 
 

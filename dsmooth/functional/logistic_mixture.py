@@ -22,14 +22,7 @@ from torch import Tensor
 
 from ..fields import check_floating, check_one_of, check_tensor
 from ..pixels import Atoms, Likelihood, byte_of, check_likelihood, value_of
-from .dispatch import (
-    Impl,
-    choose,
-    native_obstacle,
-    triton_obstacle,
-    wanted_gradients,
-    without_autocast,
-)
+from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
 from .logistic_mixture_op import forward_op
 
 MIN_LOG_SCALE = -7.0
@@ -81,7 +74,8 @@ def logistic_mixture_log_prob(
     if chosen == "native":
         x, params = _at_least_float32(x, params)
     options = likelihood, bool(atoms), float(smoothing_scale), chosen
-    return forward_op(x, params, *options, *wanted_gradients((x, params)))[0]
+    needs = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, params)]
+    return forward_op(x, params, *options, *needs)[0]
 
 
 def logistic_mixture_log_prob_ref(
