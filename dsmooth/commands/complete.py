@@ -14,7 +14,7 @@ from ..data.pictures import is_diverged
 from ..data.sources import read_images, read_mask
 from ..fields import check_number
 from ..files import printable
-from ..pretrained import DEFAULT, Loaded, images_for, is_model, load
+from ..pretrained import DEFAULT, Loaded, find, images_for, load, runs_in
 from ..progress import progress
 from ..sampling.output import draw_all, drawing_device, write_completions
 from ..sampling.request import checked_shape, keep_top, known_pixels
@@ -31,7 +31,7 @@ def complete(options: Complete) -> None:
     check_outputs(options.out, folder=False)
     request = request_of(options)
     names, source = [*options.models], options.images
-    if source is None and names and names[-1].exists() and not is_model(names[-1]):
+    if source is None and names and names[-1].exists() and not runs_in(find(names[-1])):
         source = names.pop()
     device = drawing_device(options.execution.device)
     models = load(*(names or [Path(DEFAULT)]), device=device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from typing_extensions import Self
 
@@ -25,19 +24,14 @@ class Pretrained(nn.Module):
     """The training that the weights of a network come from, if it is known."""
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **hub: Any,
-    ) -> Self:
-        """`dsmooth.load(name).model`. Raises ValueError for a pair in place of a network, and vice
-        versa."""
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
+        """`dsmooth.load(name, **options).model`; options: device, dtype, and those of the Hub.
+
+        Raises ValueError for a pair in place of a network, and vice versa.
+        """
         from ..pretrained import load
 
-        model = load(name, device=device, dtype=dtype, kind=cls, **hub).model
+        model = load(name, kind=cls, **options).model
         if not isinstance(model, cls):
             found = type(model).__name__
             raise ValueError(f"{name} holds a {found}, which dsmooth.{found}.from_pretrained reads")

@@ -5,20 +5,13 @@ the package: the runs `noisy`, `denoiser` and `plain`, a model card (README.md) 
 (card.json), which `python tools/card.py` of the sources measures again.
 """
 
-from .data import data_of, images_for
-from .folders import DEFAULT, find, is_model, packaged
-from .load import Loaded, load
-from .save import push, save
-
-__all__ = [
-    "DEFAULT",
-    "Loaded",
-    "data_of",
-    "find",
-    "images_for",
-    "is_model",
-    "load",
-    "packaged",
-    "push",
-    "save",
-]
+from .data import data_of as data_of
+from .data import images_for as images_for
+from .folders import DEFAULT as DEFAULT
+from .folders import find as find
+from .folders import packaged as packaged
+from .folders import runs_in as runs_in
+from .load import Loaded as Loaded
+from .load import load as load
+from .save import push as push
+from .save import save as save

@@ -38,26 +38,21 @@ def runs_in(folder: Path) -> list[RunFolder]:
     return pair if all(half.config.is_file() for half in pair) else []
 
 
-def is_model(path: Path) -> bool:
-    """Whether `path` is a folder of networks, the name of a packaged model, or an id of the Hub."""
-    return bool(runs_in(path)) or str(path) in packaged() or may_be_on_hub(path)
-
-
 def find(name: str | Path, **hub: Any) -> Path:
     """The folder of `name`: a path, else packaged models, else "owner/name" on the Hub.
 
     A folder with the name of packaged models that holds no networks does not hide them. Raises
     FileNotFoundError, or OSError if the Hub does not give it.
     """
-    path, folders = Path(name), packaged()
-    folder = folders.get(str(name))
+    path, folder = Path(name), packaged().get(str(name))
     if path.exists() and (folder is None or runs_in(path)):
         if folder is not None:
             LOG.warning("%s: the folder here, not the models that come with dsmooth", path)
         return path
     if folder is not None:
         return folder
-    if may_be_on_hub(path):
+    # An "owner/name" whose owner is a folder here is a path.
+    if HUB_ID.fullmatch(str(path)) is not None and not path.parent.exists():
         missing = f"there is no folder {path} here"  # the name may be a path that was mistyped
         LOG.warning("%s: reading %s of the Hugging Face Hub", missing, path)
         advice = (
@@ -68,13 +63,8 @@ def find(name: str | Path, **hub: Any) -> Path:
             return Path(module.snapshot_download(str(path), allow_patterns=HUB_FILES, **hub))
     raise FileNotFoundError(
         f"there is no {path}, and the package has no models of that name (it has "
-        f"{', '.join(folders)})"
+        f"{', '.join(packaged())})"
     )
-
-
-def may_be_on_hub(path: Path) -> bool:
-    """Whether `path` is an "owner/name" whose owner is not a folder here."""
-    return HUB_ID.fullmatch(str(path)) is not None and not path.parent.exists()
 
 
 @contextmanager

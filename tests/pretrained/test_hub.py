@@ -16,7 +16,6 @@ import torch
 
 import dsmooth
 from dsmooth.nn.weights import weights_digest
-from dsmooth.pretrained import is_model
 from dsmooth.pretrained.runs import TrainingRecord
 from dsmooth.pretrained.save import CARD_FILE
 from dsmooth.results import BitsResult
@@ -83,7 +82,6 @@ def test_a_pair_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch, caplog) ->
     assert said in caplog.text
     # Commands take the name too, and `evaluate fid` draws from it.
     assert dsmooth.load("someone/digits").image_shape == (1, 8, 8)
-    assert is_model(Path("someone/digits"))
     # So does a network.
     pair.noisy.image_size = (8, 8)
     pair.noisy.push_to_hub("someone/one")

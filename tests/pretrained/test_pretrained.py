@@ -22,7 +22,7 @@ from dsmooth.files import structured
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pair import SmoothedPair
-from dsmooth.pretrained import DEFAULT, find, is_model, load, packaged
+from dsmooth.pretrained import DEFAULT, find, load, packaged
 from dsmooth.pretrained.runs import RunFolder
 from dsmooth.work import read_record
 from tests.helpers.command_runs import run, save_run
@@ -54,8 +54,6 @@ def test_a_pair_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert Path(out[1]).read_bytes().startswith(b"\x89PNG")
     folders = {role: run.path for role, run in load(DEFAULT).runs.items()}
     assert folders == {"noisy": folder / "noisy", "denoiser": folder / "denoiser"}
-    assert is_model(Path(DEFAULT))
-    assert not is_model(Path("no-such-models"))
     plain = PixelCNNpp.from_pretrained("mnist-plain")
     with_plain = dsmooth.load(Path(DEFAULT), Path("mnist-plain"))
     assert weights_digest(with_plain.networks["plain"]) == weights_digest(plain)

@@ -14,7 +14,7 @@ import torch
 import dsmooth
 from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
-from dsmooth.pretrained import is_model
+from dsmooth.pretrained import runs_in
 from dsmooth.pretrained.runs import (
     End,
     RunFolder,
@@ -260,7 +260,7 @@ def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "noisy").symlink_to(folders["noisy"])
     paths = folders["noisy"], folders["pair"], folders["pair"].parent, tmp_path / "half", tmp_path
-    assert [is_model(path) for path in paths] == [1, 1, 1, 0, 0]
+    assert [bool(runs_in(path)) for path in paths] == [1, 1, 1, 0, 0]
 
 
 @pytest.mark.quick
