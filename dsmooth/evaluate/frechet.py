@@ -19,7 +19,7 @@ from ..files import read_npz
 from ..work import map_parts
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
-# largest entry: one that was accumulated in float32 stays well inside.
+# largest entry: accumulation in float32 stays well inside.
 COVARIANCE_TOLERANCE = 1e-5
 # Resamples of the images: the error that they estimate is itself uncertain by a sixth.
 BOOTSTRAPS = 20
@@ -55,7 +55,7 @@ def distance_with_error(
     features: Tensor, other: FeatureStatistics, *, seed: int = 0, repeats: int = BOOTSTRAPS
 ) -> tuple[float, float]:
     """The Fréchet distance of features (N, D), N >= 2, to `other`, and its standard error: the
-    standard deviation of `repeats` resamples, drawn with replacement by the seed."""
+    standard deviation over `repeats` resamples with replacement, by `seed`."""
     generator, n = torch.Generator().manual_seed(seed), len(features)
     resamples = [torch.randint(n, (n,), generator=generator) for _ in range(repeats)]
 
@@ -82,7 +82,7 @@ def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
 
 
 def _factor(name: str, cov: Tensor, d: int) -> Tensor:
-    """A (D, rank) with A A' = cov."""
+    """The matrix A (D, rank) with A A' = cov."""
     check_tensor(name, cov, (d, d))
     scale = float(cov.abs().max())
     asymmetry = float((cov - cov.T).abs().max())
@@ -97,7 +97,7 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
             f"{name} must be positive semi-definite, got an eigenvalue of {float(values[0]):.3g} "
             f"(largest entry {scale:.3g})"
         )
-    # Smaller eigenvalues are rounding noise, of about 1e-16, whose roots of 1e-8 would count.
+    # Smaller eigenvalues than these are rounding noise, 1e-16; but their roots, 1e-8, would count.
     kept = values > d * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 

@@ -51,8 +51,8 @@ ATTEMPTS, CHANCE = 16, 1e-12
 def draw(model: Model, request: Request) -> Tensor:
     """Draw the images (count, C, H, W) of a `fitted` request from a pair, or from one network.
 
-    A pair first draws x~ ~ p(x~), or takes the request's, then draws x of each x~. An image is all
-    NaN if its x~ diverged.
+    A pair takes x~ from the request, or draws it from p(x~), and then draws x given x~. An image is
+    all NaN if its x~ diverged.
     """
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
@@ -76,7 +76,7 @@ def fitted(model: Model, request: Request) -> Request:
 
 
     Raises ValueError for a method, label or guidance that the model does not have, and for known
-    pixels outside [-1, 1]. Those of a model of bytes must be bytes.
+    pixels outside [-1, 1]. A model of bytes needs known pixels that are bytes.
     """
     if isinstance(model, PixelCNNpp):
         if model.config.conditioning != "none":
@@ -114,7 +114,7 @@ def draw_noisy(pair: Pair, request: Request) -> Tensor:
 def draw_clean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
     """x ~ p(x | x~), drawn again where it `disagrees` with x~ (docs/experiments/028).
 
-    Every attempt has a seed of its own. Where all attempts disagree, the first is kept: so a hardly
+    Every attempt has a seed of its own. Where all attempts disagree, the first is kept: so a barely
     trained denoiser draws as it would with one attempt.
     """
     step = of_network(request, pair.denoiser)
@@ -132,9 +132,9 @@ def draw_clean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
 
 
 def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
-    """Whether x~ - x is too large in any row for noise of a gaussian smoothing: (N,) bool.
+    """Whether any row of pixels of x~ - x is too large for gaussian noise: (N,) bool.
 
-    A row is too large if noise has such a sum of squares with a probability below CHANCE. False
+    A row is too large if noise reaches its sum of squares with a probability below CHANCE. False
     for other smoothing.
     """
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise

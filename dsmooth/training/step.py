@@ -1,8 +1,9 @@
 """One update of a training run, and what it changes: the model, its average, its optimiser.
 
 A step is a function of (config, images seen), which decide order, noise and dropout. So a resumed
-run equals one that was never interrupted. Images, their position in the stream and the rates are
-sent to the device before a step. A step reads nothing back, so it can be replayed as a CUDA graph.
+run equals one that was never interrupted. Images, how many were seen before and the rates
+are sent to the device before a step. A step reads nothing back, so it can be replayed as a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import FlatParameters, Optimizer
 
-# The best step of Muon, an angle in radians, times the square root of the number of steps of a run
+# Muon's best angle per step, in radians, times the square root of the number of steps of a run
 # (docs/experiments/009-training-recipe.md). Shorter runs than LEAST_STEPS were not measured: they
 # take the angle of LEAST_STEPS.
 KERNEL_RATE = 1.1
@@ -88,7 +89,7 @@ def make_inputs(
 
 
 def total_images(config: TrainConfig) -> int:
-    """The images after which a run ends; a budget was converted to images before."""
+    """The number of images of a run, in which a budget was already converted."""
     assert config.images is not None
     return config.images
 
@@ -101,7 +102,7 @@ def kernel_rate(config: TrainConfig) -> float:
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: int, steps: int) -> float:
-    """A rate in the step that follows `steps` others, of `images_seen` images."""
+    """A rate in the step after `steps` steps and `images_seen` images."""
     peak *= config.rate_factor
     rate = peak * min(1.0, (images_seen + config.batch_size) / max(1, config.warmup_images))
     if config.schedule == "exponential":
@@ -131,7 +132,7 @@ def share_of_batch(config: TrainConfig) -> tuple[int, int]:
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; its class projections are zero if classes differ."""
+    """The weights of `initial` for `model`; class projections are zero if the classes differ."""
     old, new = initial.config.classes, model.config.classes
     others = (old and old.names) != (new and new.names)
     weights = initial.state_dict()
@@ -158,7 +159,7 @@ class ReplayedStep:
         self.step = step
         self.device = device
         self.calls = 0
-        # One stream for all calls and the recording: torch reuses freed memory only in its stream.
+        # One stream for all calls and the recording: torch reuses freed memory per stream.
         self.side = torch.cuda.Stream(device)
         self.graph = torch.cuda.CUDAGraph()
 
@@ -200,8 +201,8 @@ class TrainState:
         self.first_image, self.share = share_of_batch(config)
         labels = train_set.labels_for(config.model.classes)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
-        # What a step takes from the host: `images_seen` and the step's row in `rows`; the rates of
-        # Adam and Muon, and the weight of the model in its average.
+        # What a step takes from the host. place: images seen, and the step's row in `rows`. rates:
+        # those of Adam, of Muon and of the moving average.
         self.place = torch.zeros(2, dtype=torch.int64, device=device)
         self.rates = torch.zeros(3, dtype=torch.float64, device=device)
         # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
@@ -219,7 +220,7 @@ class TrainState:
             self.model.initialize(*self.inputs(0))
         self.optimizer = Optimizer(self.model, config, device)
         self.group = device_group(device)
-        flat = self.optimizer.flat  # from the first process: `initialize` rounds by machine
+        flat = self.optimizer.flat  # from the first process: machines round differently
         flat.values.copy_(from_first(flat.values.cpu))
         # The weights to evaluate and sample with, and their buffer if they are a moving average.
         self.averaged = self.model
@@ -302,7 +303,7 @@ class TrainState:
         self.rows.index_copy_(0, row.view(1), torch.stack([loss, norm.double(), rate])[None])
 
     def _backward(self, position: Tensor) -> Tensor:
-        """Compute gradients by this share of the batch; returns its part of the loss, float64."""
+        """Compute gradients of this share of the batch; returns its part of the loss, float64."""
         config = self.config
         seed = dropout_seed(config.seed, position) if config.model.dropout else None
         inputs = self._inputs_of(position, self.first_image, self.share)
