@@ -1,7 +1,7 @@
-"""Triton kernels of dsmooth: `@triton.jit` functions, their launchers and their geometry.
+"""Triton kernels of dsmooth: `@triton.jit` functions and their launchers.
 
-The CPU's ops import `geometry`, too; it does not import Triton. The build installs this folder as
-`dsmooth.kernels`. Imported as `kernels`, it would be a second copy with its own compile caches.
+The build installs this folder as `dsmooth.kernels`. Imported as `kernels`, it would be a second
+copy with its own compile caches.
 """
 
 if __name__ != "dsmooth.kernels":

@@ -33,12 +33,7 @@ def _read_fields() -> dict[str, Field]:
     """The inputs of the table by name; the "k" of C++ constants and the "* " of "2 * F" are
     removed."""
     text = Path(__file__).with_name("gated_resnet.def").read_text()
-    required = {
-        "0": (),
-        "Skip": ("skip",),
-        "Gains": ("gain_in",),
-        "Skip | Gains": ("skip", "gain_in"),
-    }
+    required = {"Skip": "skip", "Gains": "gain_in"}
     fields = {}
     line = r"^FIELD\((\w+), kInput, (.*), \((.*)\)\)$"
     for name, columns, shape in re.findall(line, text, re.MULTILINE):
@@ -48,7 +43,7 @@ def _read_fields() -> dict[str, Field]:
             shape.replace("2 * ", "2").replace(",", ""),
             dtype,
             layout,
-            required[conditions],
+            tuple(required[word] for word in conditions.split(" | ") if word != "0"),
             optional=presence == "Optional",
             is_parameter=gradient == "Parameter",
         )
