@@ -68,9 +68,10 @@ class Step(LogEntry, frozen=True):
 
 
 class HeldOut(LogEntry, frozen=True, tag="evaluation"):
-    """An evaluation of held-out images."""
+    """An evaluation of held-out images. components: their effective number in a pixel's mixture."""
 
     bits_per_dim: float
+    components: float | None = None
 
 
 class Interrupted(LogEntry, frozen=True):

@@ -18,24 +18,29 @@ GRID_IMAGES = 16
 
 
 @torch.no_grad()
-def evaluate(state: TrainState, test_set: ImageDataset) -> float:
-    """Bits/dim of the averaged weights on held-out images, by all processes as by one."""
+def evaluate(state: TrainState, test_set: ImageDataset) -> tuple[float, float]:
+    """Bits/dim of the averaged weights on held-out images, by all processes as by one; and the
+    effective number of components of a pixel: exp of the mean entropy of their weights."""
     config = state.config
     n = min(config.evaluation_images, len(test_set))
     model, labels = state.averaged.eval(), test_set.labels_for(config.model.classes)
 
-    def nats_of(part: range) -> float:
+    def sums_of(part: range) -> tuple[float, float]:
         indices = torch.arange(part.start, part.stop)
         x = test_set.batch(indices).to(state.device)
         label = None if labels is None else labels[indices].to(state.device)
         inputs = make_inputs(x, config, label, first_index=part.start, repeat=EVALUATION_REPEAT)
         with state.autocast:
             # Not log_prob: with clean_noise a target has no values of bytes.
-            log_p = model.log_prob_given(inputs.target, model(*inputs))
-            return -float(log_p.double().sum())
+            params = model(*inputs)
+            log_p = model.log_prob_given(inputs.target, params)
+        weights = params[:, : config.model.n_mix].double().softmax(1)
+        return -float(log_p.double().sum()), float(torch.special.entr(weights).sum())
 
-    nats = sum(map_parts(nats_of, batches(n, 100), in_threads=False))
-    return nats / (math.log(2) * n * test_set.images[0].numel())
+    sums = [*map_parts(sums_of, batches(n, 100), in_threads=False)]
+    nats, entropy = torch.tensor(sums, dtype=torch.float64).sum(0).tolist()
+    dimensions, pixels = test_set.images[0].numel(), math.prod(test_set.image_size)
+    return nats / (math.log(2) * n * dimensions), math.exp(entropy / (n * pixels))
 
 
 def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:

@@ -100,10 +100,10 @@ class RunLog(ExitStack):
             self.printed = now
             self.say(f"{seen:,}/{self.total:,} images · {text}")
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Evaluation, components: float) -> None:
         """Note an evaluation of held-out images, draw its samples, and tell `on_evaluation`."""
         seen, bits = evaluation.images_seen, evaluation.bits_per_dim
-        self.write(HeldOut, round(bits, 5))
+        self.write(HeldOut, round(bits, 5), round(components, 3))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
         if evaluation.samples.isfinite().all():
             save_grid(evaluation.samples, self.run.path / f"samples-{seen:09d}.png")

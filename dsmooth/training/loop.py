@@ -181,7 +181,7 @@ def evaluations_due(state: TrainState) -> int:
 
 def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
     """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
-    bits = evaluate(state, test_set)
+    bits, components = evaluate(state, test_set)
     save_checkpoint(run, state)
     settings = WeightsSettings.of_run(
         state.config,
@@ -194,7 +194,7 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
     )
     run.write_weights({state.config.role: state.averaged}, settings)
     samples = sample_grid(state, test_set)
-    log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
+    log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged), components)
     return bits
 
 

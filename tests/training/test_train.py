@@ -52,6 +52,7 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None
     log = whole.read_log()
     assert [*map(type, log[:2]), *map(type, log[-2:])] == [Start, Step, HeldOut, End]
     assert log[-2].bits_per_dim == pytest.approx(result.bits_per_dim, abs=1e-5)
+    assert 1 <= log[-2].components <= config.model.n_mix
     assert (whole.path / "samples-000000040.png").is_file()
 
     train_until(24, config, parts.path)
@@ -182,7 +183,7 @@ def test_held_out_images_have_the_noise_of_their_index_and_their_label(role: str
         x, label = data.batch(torch.tensor([i])), data.labels[i : i + 1]
         given = make_inputs(x, config, label, first_index=i, repeat=EVALUATION_REPEAT)
         nats -= float(state.averaged.log_prob(*given))
-    assert evaluate(state, data) == pytest.approx(nats / (math.log(2) * 103 * 64), rel=1e-6)
+    assert evaluate(state, data)[0] == pytest.approx(nats / (math.log(2) * 103 * 64), rel=1e-6)
 
 
 def test_images_given_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,3 +326,14 @@ def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
     more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
     with pytest.raises(ValueError, match="has context_layers 9, not 1: set `context_layers=9`"):
         check_initial(denoiser.model, more.model, "more")
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.5, 2.0), (1 - 1e-9, 1.0)])
+def test_components_that_share_a_pixel_are_counted(share: float, number: float) -> None:
+    config = replace(tiny(), model=replace(tiny().model, n_mix=2))
+    data = random_dataset(20)
+    state = TrainState(config, data, torch.device("cpu"))
+    with torch.no_grad():
+        state.averaged.head.weight_g.zero_()
+        state.averaged.head.bias[:2] = torch.tensor([share, 1 - share], dtype=torch.float64).log()
+    assert evaluate(state, data)[1] == pytest.approx(number, abs=1e-5)
