@@ -126,7 +126,7 @@ def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> No
     assert report.bits.plain.n_images == min(12, report.test_images)
     assert (report.probes, report.frechet) == (None, None)
     training = report.models["noisy"].training
-    assert (training.images, training.held_out_images) == (IMAGES, 4)
+    assert (training.images, training.data) == (IMAGES, report.data)
 
 
 def test_other_folders_are_refused_and_left_alone(finished: Path, data: Path, tmp_path) -> None:

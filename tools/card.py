@@ -157,7 +157,7 @@ def write_card(
         weights_sha256={str(role): weights_digest(n) for role, n in models.networks.items()},
         train_images=len(train_set),
         test_images=len(test_set),
-        models={role: describe_model(role, models, test_set) for role in models.networks},
+        models={role: describe_model(role, models) for role in models.networks},
         bits=stages.bits_per_dim(),
         distance_name=make_extractor(CLASSIFIER).facts.distance_name,
         guidance=GUIDANCE,

@@ -73,7 +73,7 @@ def main(photos: str, runs: str, starts: str, *plain: str) -> None:
         weights_sha256={role: weights_digest(models.networks[role]) for role in PAIR},
         train_images=trained_on,
         test_images=len(test),
-        models={role: describe_model(role, models, test) for role in models.networks},
+        models={role: describe_model(role, models) for role in models.networks},
         bits=stages.bits_per_dim(),
         distance_name="",
         guidance=0.0,

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .._extension import __version__
-from ..config import Role
-from ..data import ImageDataset
+from ..config import Role, TrainingRecord
 from ..fields import Setting, flatten
 from ..machine import cpu_name
 from ..pretrained import Loaded
@@ -31,23 +30,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class TrainingSummary:
-    """A finished run: images seen, seconds of training, held-out bits/dim at the end by `loss`."""
-
-    images: int
-    seconds: float
-    loss: str
-    held_out_bits: float | None
-    held_out_images: int
-
-
-@dataclass(frozen=True)
 class ModelSummary:
-    """A model: its settings by dotted names (model.n_filters), and its training if recorded."""
+    """A model: its settings by dotted names (model.n_filters), and its training if finished."""
 
     parameters: int
     settings: dict[str, Setting]
-    training: TrainingSummary | None = None
+    training: TrainingRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ class Report:
     receptive_fields: ReceptiveFields
 
 
-def describe_model(role: Role, models: Loaded, test_set: ImageDataset) -> ModelSummary:
+def describe_model(role: Role, models: Loaded) -> ModelSummary:
     """A model's settings and size, and its training if the run is finished."""
     network, run, noise = models.networks[role], models.runs.get(role), models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
@@ -84,17 +72,10 @@ def describe_model(role: Role, models: Loaded, test_set: ImageDataset) -> ModelS
         return ModelSummary(parameters, flatten(known))
     config = run.read_config()[0]
     settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
-    training, record = None, network.record
-    if run.is_finished() and record is not None:
-        settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
-        training = TrainingSummary(
-            images=record.images or 0,
-            seconds=record.seconds or 0.0,
-            loss=record.loss or "",
-            held_out_bits=record.bits_per_dim,
-            held_out_images=min(config.evaluation_images, len(test_set)),
-        )
-    return ModelSummary(parameters, flatten(settings), training)
+    if not run.is_finished():
+        return ModelSummary(parameters, flatten(settings))
+    settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
+    return ModelSummary(parameters, flatten(settings), network.record)
 
 
 def describe_machine(device: torch.device) -> Machine:

@@ -99,7 +99,7 @@ class Stages:
             test_images=len(test_set),
             image_size=test_set.image_size,
             machine=describe_machine(models.device),
-            models={role: describe_model(role, models, test_set) for role in models.networks},
+            models={role: describe_model(role, models) for role in models.networks},
             seed=self.choices.seed,
             diverged={kind: int(is_diverged(x).sum()) for kind, x in sorted(pictures.items())},
             bits=self.bits_per_dim(),
