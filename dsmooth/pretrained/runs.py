@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +194,7 @@ class RunFolder:
             own = {n.removeprefix(head): t for n, t in tensors.items() if n.startswith(head)}
             network = networks[role] = load_network(config, own, self.weights, kind)
             network.role, network.image_size = role, settings.image_size
-            if (record := settings.training.get(role)) is not None:
-                network.record = replace(record, seconds=record.seconds or self.seconds())
+            network.record = settings.training.get(role)
         return networks, settings
 
     def write_model(

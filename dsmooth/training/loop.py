@@ -189,6 +189,7 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
         weights_sha256=weights_digest(state.averaged),
         data_sha256=replace(state.train_set, labels=None).digest,
         images=state.images_seen,
+        seconds=run.seconds(),
         loss=log.loss_name,
         bits_per_dim=bits,
     )
