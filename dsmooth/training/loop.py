@@ -26,6 +26,7 @@ from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import Evaluation, OnEvaluation, RunLog
 from .settings import (
+    as_stored,
     check_initial,
     check_same,
     fill_in,
@@ -102,11 +103,12 @@ def train(
         torch.enable_grad(),
         lines_shown() if progress else contextlib.nullcontext(),
     ):
-        stored = stored_settings(run, config, resume)
+        if (stored := stored_settings(run, config, resume)) is not None:
+            config = as_stored(config, stored)
         with lock_folder(run.path, "another training run"):
             data = load_data(config) if dataset is None else split_own(dataset, labels)
             check_same(run, stored, *data)
-            config = fill_in(config, *data, target, stored)
+            config = fill_in(config, *data, target)
             if config.images is None:
                 config = within_budget(config, *data, target, started)
             initial = None

@@ -1,7 +1,8 @@
 """How the settings of a run get their values, in the order of this page.
 
-`settings_of`: those that are given, over a preset, a file, or the run to resume. `fill_in`: what
-its images and its device decide. `within_budget`: how many images its minutes are enough for.
+`settings_of`: those that are given, over a preset or a file. `as_stored`: what they leave open and
+the run to resume has. `fill_in`: what images and device decide. `within_budget`: how many images
+its minutes are enough for.
 """
 
 from __future__ import annotations
@@ -96,6 +97,17 @@ def stored_settings(run: RunFolder, config: TrainConfig, resume: bool) -> TrainC
     return None
 
 
+def as_stored(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    """The settings with what they leave open, precision and images, as the run to resume has it."""
+    if config.precision == "auto":
+        config = replace(config, precision=stored.precision)
+    if config.images is None:
+        budget = stored.budget if config.budget is None else config.budget
+        evaluations = min(config.evaluations, stored.evaluations)  # those that fit the budget
+        config = replace(config, images=stored.images, budget=budget, evaluations=evaluations)
+    return config
+
+
 def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images of the data set that `config` names. All processes call this."""
     read = partial(load_splits, config.data, SPLITS, config.data_dir)
@@ -121,16 +133,11 @@ def check_same(
 
 
 def fill_in(
-    config: TrainConfig,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    device: torch.device,
-    stored: TrainConfig | None = None,
+    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, device: torch.device
 ) -> TrainConfig:
     """The settings with nothing left open but the images of a budget. All processes call this.
 
     The images decide the channels and the classes of the network, and the device the precision.
-    stored: settings of the run that is resumed, which have the precision and the images.
     """
     model, channels = config.model, train_set.image_channels
     if channels != 1 and model.atoms == "all":
@@ -142,17 +149,11 @@ def fill_in(
         classes = train_set.classes(config.label_dropout)
         test_set.labels_for(classes)
         model = replace(model, classes=classes)
-    config = replace(config, model=model)
-    if config.precision == "auto" and stored is not None:
-        config = replace(config, precision=stored.precision)
-    elif config.precision == "auto":  # machines may differ
+    precision = config.precision
+    if precision == "auto":  # machines may differ
         fast = from_first(lambda: has_fast_bfloat16(device))
-        config = replace(config, precision="bfloat16" if fast else "float32")
-    if config.images is None and stored is not None:
-        budget = stored.budget if config.budget is None else config.budget
-        evaluations = min(config.evaluations, stored.evaluations)  # those that fit the budget
-        config = replace(config, images=stored.images, budget=budget, evaluations=evaluations)
-    return config
+        precision = "bfloat16" if fast else "float32"
+    return replace(config, model=model, precision=precision)
 
 
 def within_budget(

@@ -28,7 +28,7 @@ from dsmooth.pretrained.runs import HeldOut, RunFolder
 from dsmooth.training import Evaluation, loop, settings, train
 from dsmooth.training.checkpoint import check_same_run
 from dsmooth.training.evaluation import evaluate
-from dsmooth.training.settings import fill_in
+from dsmooth.training.settings import as_stored, fill_in
 from dsmooth.training.step import StepResult, TrainState, scheduled
 from tests.helpers.command_runs import settings_of
 from tests.helpers.data_makers import random_dataset, refuses
@@ -101,7 +101,7 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
 def test_another_run_is_not_continued(change: dict[str, object], message: str) -> None:
     """The first setting that differs is named, with both values."""
     stored, data = tiny(budget=2.0), random_dataset(12)
-    config = fill_in(replace(stored, **change), data, data, CPU, stored)
+    config = fill_in(as_stored(replace(stored, **change), stored), data, data, CPU)
     refuses(f"^run holds another run: {message}", check_same_run, stored, config, Path("run"))
 
 
@@ -115,7 +115,7 @@ def test_what_is_left_open_is_the_runs_own() -> None:
         {"precision": "auto"},
         {"evaluations": 3, "graph": "off", "data_dir": "elsewhere"},
     ):
-        config = fill_in(replace(stored, **change), data, data, CPU, stored)
+        config = fill_in(as_stored(replace(stored, **change), stored), data, data, CPU)
         check_same_run(stored, config, Path("run"))
         assert config.evaluations == min(5, change.get("evaluations", 5))
     moved = tiny("plain", n_classes=2, labels="a.npz")
