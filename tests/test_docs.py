@@ -136,8 +136,8 @@ def test_documented_commands_and_code_run(row, ground, tmp_path, monkeypatch, re
                 text = text.replace(long, short)
             exec(compile(text, "page", "exec"), together if row == (NOTEBOOK,) else {})
             continue
-        for line in text.splitlines():
-            # CI runs `reproduce` and the tests; other programs do not run here.
+        for line in text.replace(" && ", "\n").splitlines():
+            # Other programs do not run here.
             if line.startswith("torchrun ") and "-m dsmooth " in line:  # with gloo
                 command = smaller(ELSEWHERE.sub("", line))
                 wait_for_all(start_ranks(2, command, tmp_path))
