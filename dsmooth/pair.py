@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -128,11 +129,13 @@ class SmoothedPair(Pretrained):
         self._check_images("x", x)
         if mask is None:
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        self.check_scale("x", known_pixels(x, mask, len(x)).values)
+        known = known_pixels(x, mask, len(x))
+        self.check_scale("x", known.values)
+        images = known.images
         if self.denoiser.config.likelihood == "discretized":
-            x = snap_half_precision(x)
-        x = x.to(torch.promote_types(self.dtype, torch.float32))
-        request = Request.make(len(x), Choices(known=x, mask=mask, **choices), method, precision)
+            images = snap_half_precision(images)
+        known = replace(known, images=images.to(torch.promote_types(self.dtype, torch.float32)))
+        request = replace(Request.make(len(x), choices, method, precision), known=known)
         return self._draw(request.repeated(draws), threads, batch_size)
 
     @torch.no_grad()

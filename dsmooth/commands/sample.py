@@ -12,8 +12,9 @@ from ..distributed import from_first
 from ..files import check_writable, printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
+from ..sampling.cached import sampler_on
 from ..sampling.output import draw_all, draw_folder, drawing_device, write_images
-from ..sampling.request import Request, checked_shape, drawn_seed, precision_on
+from ..sampling.request import Request, checked_shape, drawn_seed
 from ..sampling.two_step import fitted
 from .options import Complete, Sample
 
@@ -24,6 +25,7 @@ def sample(options: Sample) -> None:
     request = replace(request_of(options), first_index=options.first_index)
     models = load(*options.models, device=drawing_device(options.execution.device))
     request = fitted(models.model, request)
+    precision, _ = sampler_on(models.device, request.precision)
     started = time.monotonic()
     if not suffix_of(options.out[0]):
         settings = {
@@ -31,7 +33,7 @@ def sample(options: Sample) -> None:
             "seed": request.seed,
             "first_index": request.first_index,
             "device": models.device.type,
-            "precision": precision_on(models.device, request.precision),
+            "precision": precision,
             "models": models.identity(),
         }
         with progress("drawing", request.count):

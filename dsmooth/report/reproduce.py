@@ -29,8 +29,9 @@ from ..pair import SmoothedPair
 from ..pretrained import Loaded
 from ..progress import progress
 from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+from ..sampling.cached import sampler_on
 from ..sampling.output import draw_all, write_images
-from ..sampling.request import Request, precision_on
+from ..sampling.request import Request
 from ..sampling.two_step import fitted
 from ..smoothing import GaussianSmoothing
 from ..work import Record
@@ -111,11 +112,12 @@ class Stages:
     @cached_property
     def request(self) -> Mapping[str, object]:
         """All that decides the results."""
+        precision, _ = sampler_on(self.models.device, self.choices.precision)
         return {
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "settings": self.models.identity(),
             "clean_noise": clean_noise_of(self.models.pair),
-            "drawn_in": precision_on(self.models.device, self.choices.precision),
+            "drawn_in": precision,
             **asdict(self.choices),
         }
 

@@ -19,14 +19,14 @@ from .._extension import extension, warn_once
 from ..config import Precision
 from ..cuda import sampler_kernel, sampler_obstacle
 from ..fields import check_number, check_one_of
-from ..machine import torch_threads
+from ..machine import has_fast_bfloat16, torch_threads
 from ..nn import PixelCNNpp
 from ..nn.condition import check_context
 from ..nn.weights import changed_layer
 from ..progress import advance_to
 from .operations import as_numpy
 from .program import Program
-from .request import Choices, Request, checked_shape, precision_on
+from .request import Choices, Request, checked_shape
 from .sequential import draw_sequentially
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]
@@ -230,6 +230,17 @@ class CachedSampler:
                         time.sleep(POLL_SECONDS)
 
 
+def sampler_on(device: torch.device, precision: Precision = "auto") -> tuple[Precision, str | None]:
+    """The precision of the cached sampler on `device`, and why it cannot run; None if it can.
+
+    "auto" is bfloat16 where it is faster.
+    """
+    if precision == "auto":
+        is_fast = sampler_obstacle(device) is None and has_fast_bfloat16(device)
+        precision = "bfloat16" if is_fast else "float32"
+    return precision, sampler_obstacle(device, precision)
+
+
 # For each network and dtype, the weights that were packed and their sampler.
 _PACKED: WeakKeyDictionary[PixelCNNpp, dict[torch.dtype, tuple[Tensor, CachedSampler]]] = (
     WeakKeyDictionary()
@@ -247,10 +258,10 @@ def draw_network(
     Otherwise they are drawn by one forward pass per pixel.
     """
     weight, change = model.head.bias, changed_layer(model)
-    operands = precision_on(weight.device, request.precision)
+    operands, obstacle = sampler_on(weight.device, request.precision)
     if change is None and weight.dtype == torch.float64:
         change = "the weights are float64: .float() rounds"
-    reason = change or sampler_obstacle(weight.device, operands)
+    reason = change or obstacle
     if context is not None and context.is_floating_point():
         context = context.to(torch.float32 if reason is None else weight.dtype)
     if reason is None:

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import is_available
 from ..config import Classes
-from ..cuda import sampler_obstacle
 from ..data.pictures import BORDER, is_diverged, pil_images, png, save_grid
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
@@ -19,6 +17,7 @@ from ..machine import choose_device
 from ..pixels import value_of
 from ..progress import LOG, advance_to, portion
 from ..work import Record, batches, fair_size, map_parts, runs
+from .cached import sampler_on
 from .request import Request
 from .two_step import Model, draw
 
@@ -33,12 +32,12 @@ def drawing_device(name: str) -> torch.device:
 
     Else images need many forward passes each.
     """
-    device = choose_device(name)
-    undecided = name == "auto" and device.type != "cpu" and is_available()
-    if undecided and (reason := sampler_obstacle(device)) is not None:
-        LOG.info("drawing on the CPU: %s; device %s draws pixel by pixel", reason, device)
-        return torch.device("cpu")
-    return device
+    device, cpu = choose_device(name), torch.device("cpu")
+    (_, obstacle), (_, of_cpu) = sampler_on(device), sampler_on(cpu)
+    if name != "auto" or obstacle is None or of_cpu is not None:
+        return device
+    LOG.info("drawing on the CPU: %s; device %s draws pixel by pixel", obstacle, device)
+    return cpu
 
 
 def draw_all(model: Model, request: Request) -> Tensor:
@@ -120,5 +119,6 @@ def draw_folder(
 
 def _chunk(model: Model, n: int) -> int:
     """How many of n images are drawn at a time."""
-    is_fast = model.device.type == "cuda" and sampler_obstacle(model.device) is None
+    _, obstacle = sampler_on(model.device)
+    is_fast = model.device.type == "cuda" and obstacle is None
     return fair_size(n, CHUNK["cuda" if is_fast else "cpu"])

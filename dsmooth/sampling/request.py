@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import Classes, Method, ModelConfig, Precision
-from ..cuda import sampler_obstacle
 from ..fields import SettingError, check_number, check_one_of, check_tensor
-from ..machine import has_fast_bfloat16
 from ..nn.condition import NO_CLASS, ClassLabel, labels_of
 from ..nn.images import check_images, check_scale, check_size
 from ..philox import Stream, image_words, seed_words, whole_index
@@ -263,14 +261,6 @@ def drawn_seed() -> int:
     seed = secrets.randbits(32)
     LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
     return seed
-
-
-def precision_on(device: torch.device, precision: Precision) -> Precision:
-    """The precision of the cached sampler on `device`: "auto" is bfloat16 where it is faster."""
-    if precision != "auto":
-        return precision
-    is_fast = sampler_obstacle(device) is None and has_fast_bfloat16(device)
-    return "bfloat16" if is_fast else "float32"
 
 
 def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:

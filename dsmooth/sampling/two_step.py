@@ -74,7 +74,6 @@ def draw(model: Model, request: Request) -> Tensor:
 def fitted(model: Model, request: Request) -> Request:
     """Check a request for a model, and give each image its label.
 
-
     Raises ValueError for a method, label or guidance that the model does not have, and for known
     pixels outside [-1, 1]. A model of bytes needs known pixels that are bytes.
     """

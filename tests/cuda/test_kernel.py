@@ -87,13 +87,6 @@ def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch
     assert cuda.sampler_kernel(FIRST, "bfloat16") is cuda.sampler_kernel(FIRST, "bfloat16")
 
 
-def test_a_device_without_an_index_is_the_current_one(stub: StubDriver, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
-    assert cuda.sampler_kernel(torch.device("cuda"), "bfloat16").card.index == 1
-
-
 def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:
     """The obstacle is a line, which `dsmooth doctor` prints."""
 
@@ -217,7 +210,7 @@ def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     stub.refused[b"bflo"] = 200
     assert cuda.sampler_obstacle(FIRST) is None
     assert fake.compiled == 1
-    cuda._load.cache_clear()
+    cuda.sampler_kernel.cache_clear()
     stub.refused[b"code"] = 222
     obstacle = cuda.sampler_obstacle(FIRST)
     assert obstacle.startswith(f"{said}cuModuleLoadDataEx: ")

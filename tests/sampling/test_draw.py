@@ -231,7 +231,7 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
 @pytest.mark.usefixtures("place")
 def test_auto_is_bfloat16_where_it_is_faster(monkeypatch) -> None:
     def draw(fast: bool, *words: str) -> None:
-        monkeypatch.setattr("dsmooth.sampling.request.has_fast_bfloat16", lambda _: fast)
+        monkeypatch.setattr("dsmooth.sampling.cached.has_fast_bfloat16", lambda _: fast)
         assert run("sample", ".", "--device", "cpu", *words) == 0
 
     for fast, precision in ((False, "float32"), (True, "bfloat16")):
@@ -251,7 +251,7 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
         stub.set_card(major, 5)
         if vanished:
             stub.fail("cuDeviceGet", 46)
-        cuda._load.cache_clear()
+        cuda.sampler_kernel.cache_clear()
         caplog.clear()
         assert run("sample", ".", "-n", "2", "--seed", "1", "--out", f"{major}.npz") == 0
         assert re.search(
