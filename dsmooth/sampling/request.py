@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from numbers import Real
@@ -131,7 +132,7 @@ class Request:
     def make(
         cls,
         count: int,
-        choices: Choices,
+        choices: Mapping[str, object],
         method: Method = "two-step",
         precision: Precision = "auto",
         x_tilde: Tensor | None = None,
@@ -197,8 +198,15 @@ class Request:
     def repeated(self, draws: int) -> Request:
         """The request for `draws` images of each of these, one after the other."""
         check_number("draws", draws)
-        rows = [row for row in range(self.count) for _ in range(draws)]
-        known, label = self.known, self.label
+        return self._rows([row for row in range(self.count) for _ in range(draws)])
+
+    def part(self, part: range) -> Request:
+        """The request for some of these images, by their numbers 0 .. count - 1."""
+        return replace(self._rows([*part]), first_index=self.first_index + part.start)
+
+    def _rows(self, rows: list[int]) -> Request:
+        """The request with the known pixels, labels and x~ of these rows."""
+        known, label, x_tilde = self.known, self.label, self.x_tilde
         if isinstance(label, PER_IMAGE):
             label = label[rows] if isinstance(label, Tensor) else [label[row] for row in rows]
         return replace(
@@ -206,19 +214,7 @@ class Request:
             count=len(rows),
             known=known and KnownPixels(known.images[rows], known.mask[rows]),
             label=label,
-        )
-
-    def part(self, part: range) -> Request:
-        """The request for some of these images, by their numbers 0 .. count - 1."""
-        span = slice(part.start, part.stop)
-        known, label = self.known, self.label
-        return replace(
-            self,
-            first_index=self.first_index + part.start,
-            count=len(part),
-            known=known and KnownPixels(known.images[span], known.mask[span]),
-            label=label[span] if isinstance(label, PER_IMAGE) else label,
-            x_tilde=None if self.x_tilde is None else self.x_tilde[span],
+            x_tilde=None if x_tilde is None else x_tilde[rows],
         )
 
 
