@@ -132,24 +132,33 @@ def test_a_seed_that_was_drawn_is_reported(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = tiny_pair("continuous")
-    rounded = pair.sample(2, precision="bfloat16", method="noisy")
-    assert torch.equal(rounded, CachedSampler(pair.noisy, torch.bfloat16).sample(2, 8, 8))
-    assert not torch.equal(rounded, pair.sample(2, precision="float32", method="noisy"))
+    """By default the faster one is used."""
+    pair, drawn = tiny_pair("continuous"), []
+    for fast, precision in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr("dsmooth.sampling.cached.has_fast_bfloat16", lambda _, is_=fast: is_)
+        drawn.append(CachedSampler(pair.noisy, getattr(torch, precision)).sample(2, 8, 8))
+        for choice in ("auto", precision):
+            assert torch.equal(pair.sample(2, precision=choice, method="noisy"), drawn[-1])
+    assert not torch.equal(*drawn)
     monkeypatch.setattr("dsmooth.cuda.unavailable_reason", lambda: "no compiler")
     refuses("precision bfloat16 needs the cached sampler: ", pair.sample, 2, precision="bfloat16")
 
 
 def test_training_mode_and_inference_mode_change_no_number() -> None:
-    """A model in training mode stays in it, yet no dropout enters what is drawn or scored."""
-    pair, data = tiny_pair(), random_dataset(2)
+    """A model in training mode stays in it, as another thread may be training it, yet no dropout
+    enters what is drawn or scored."""
+    pair, data, modes = tiny_pair(), random_dataset(2), set[tuple[bool, bool]]()
     assert pair.noisy.config.dropout > 0
     x = data.batch(torch.arange(2))
+    pair.noisy.head.register_forward_pre_hook(
+        lambda layer, _: modes.add((pair.noisy.training, layer.training))
+    )
 
     def numbers(pair: dsmooth.SmoothedPair) -> list[Tensor]:
         single = pair.denoise(x, method="single-step")
         exact = score_plain(pair.noisy, data).log_weights("continuous")
-        return [pair.elbo(x), single, exact]
+        drawn = sequential_sample(pair.noisy, 1, height=4, width=4)
+        return [pair.elbo(x), single, exact, drawn]
 
     expected = numbers(pair)
     with torch.inference_mode():
@@ -161,6 +170,7 @@ def test_training_mode_and_inference_mode_change_no_number() -> None:
         assert all(map(torch.equal, expected, numbers(pair)))
         assert model.training
         model.eval()
+    assert modes == {(False, False), (True, False)}
 
 
 X, UPPER, SIZE = images(2), keep_top(0.5, (8, 8)), (8, 8)

@@ -229,20 +229,6 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
 
 
 @pytest.mark.usefixtures("place")
-def test_auto_is_bfloat16_where_it_is_faster(monkeypatch) -> None:
-    def draw(fast: bool, *words: str) -> None:
-        monkeypatch.setattr("dsmooth.sampling.cached.has_fast_bfloat16", lambda _: fast)
-        assert run("sample", ".", "--device", "cpu", *words) == 0
-
-    for fast, precision in ((False, "float32"), (True, "bfloat16")):
-        draw(not fast, "-n", "16", "--precision", precision, "--out", f"{precision}.npz")
-        images = np.load(f"{precision}.npz")["x"]
-        draw(fast, "-n", "16", "--out", f"auto-{precision}.npz")
-        assert np.array_equal(np.load(f"auto-{precision}.npz")["x"], images)
-    assert Path("float32.npz").read_bytes() != Path("bfloat16.npz").read_bytes()
-
-
-@pytest.mark.usefixtures("place")
 def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypatch, caplog) -> None:
     """Too old a card, and one that vanished."""
     caplog.set_level("INFO", "dsmooth")
@@ -285,10 +271,6 @@ def double(forward: Any, *inputs: Any) -> torch.Tensor:
             r"down\.1\.ul\.0 has forward hooks",
         ),
         (
-            lambda m: setattr(m, "stem_u", torch.nn.Sequential(m.stem_u, torch.nn.Tanh())),
-            "stem_u is a Sequential, not the library's own",
-        ),
-        (
             lambda m: setattr(m, "given_vector", partial(double, m.given_vector)),
             "the model has a method given_vector of its own",
         ),
@@ -310,18 +292,6 @@ def test_every_sampler_draws_from_the_model_that_it_is_given(change, reason, cap
     refuses(f"cannot run this model: {reason}", CachedSampler, model, error=TypeError)
     forced, _ = teacher_forced(model, x, context, torch.float32, 1.0, label, 0.0)
     torch.testing.assert_close(forced, x)
-
-
-def test_the_mode_of_the_model_is_never_touched() -> None:
-    """Another thread may be training it; samples are drawn without dropout."""
-    model, modes = network().train().float(), set[tuple[bool, bool]]()
-    watch = model.head.register_forward_pre_hook(
-        lambda layer, _: modes.add((model.training, layer.training))
-    )
-    x = sequential_sample(model, 1, height=4, width=4)
-    watch.remove()
-    assert modes == {(True, False)}
-    assert torch.equal(x, sequential_sample(model.eval(), 1, height=4, width=4))
 
 
 MADE = torch.linspace(-1, 1, 40).view(40, 1, 1, 1).expand(40, 1, 4, 4).clone()
