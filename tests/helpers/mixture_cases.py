@@ -123,13 +123,6 @@ def assert_as_exact_as_eager(
         assert error <= RATIO * eager_error + rounding, (name, error, eager_error, rounding)
 
 
-def widest_case(channels: int, mixture: str, **options: Any) -> tuple[Tensor, Tensor]:
-    """random_case in the widest dtype that the implementations of this process take."""
-    dtype = torch.float32 if INTERPRETED else torch.float64
-    x, params = random_case(channels, mixture, **options)
-    return x.to(dtype), params.to(dtype)
-
-
 def log_prob_of(mixture: Mixture, impl: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """The op for a mixture."""
     return partial(logistic_mixture_log_prob, impl=impl, **options_of(mixture))

@@ -13,7 +13,6 @@ import torch
 
 from dsmooth.kernels.launch import INTERPRETED
 from tests.functional.test_logistic_mixture import (  # noqa: F401 - invariants of every implementation
-    test_any_size,
     test_as_exact_as_eager,
     test_extremes,
     test_gradient_of_a_weighted_sum,
@@ -35,7 +34,6 @@ from tests.helpers.mixture_cases import (
     assert_as_exact_as_eager,
     each_likelihood,
     random_case,
-    widest_case,
 )
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
@@ -46,7 +44,7 @@ run = RUNS["triton"]
 
 @each_likelihood
 def test_inputs_of_two_dtypes(likelihood: Any) -> None:
-    x, params = widest_case(3, likelihood, size=(1, 2, 3))
+    x, params = (t.float() for t in random_case(3, likelihood, size=(1, 2, 3)))
     got = run(x, params.bfloat16(), likelihood)
     assert [g.dtype for g in got] == [torch.float32, torch.float32, torch.bfloat16]
     assert_as_exact_as_eager(got, x, params.bfloat16(), likelihood)
