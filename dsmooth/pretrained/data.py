@@ -10,38 +10,39 @@ from ..config import RESIZED
 from ..data import ImageDataset, load_dataset
 from ..fields import SettingError
 from .load import Loaded
-from .runs import Start
+from .runs import RunFolder, Start
 
 
 def data_of(
     models: Loaded, data: str | None = None, data_dir: str | Path | None = None
-) -> tuple[str, str | Path | None, int | None]:
-    """The name, folder and image size, as `load_dataset` takes them, of images for models.
+) -> tuple[str, str | Path | None, int | None, list[RunFolder]]:
+    """The name, folder and image size, as `load_dataset` takes them, of images for models; and the
+    runs that were trained on them.
 
     By default those that the models were trained on; a run knows its folder too. Raises
     SettingError where runs of different data leave the choice open.
     """
-    folder = None if data_dir is None else realpath(data_dir)
-    runs = [run.read_config()[0] for run in models.runs.values()]
-    runs = [settings for settings in runs if data in (None, settings.data)]
-    places = {(s.data, folder or realpath(s.data_dir or "")): s for s in runs}
+    trained = [(run, run.read_config()[0]) for run in models.runs.values()]
+    trained = [(run, settings) for run, settings in trained if data in (None, settings.data)]
+    places = {(s.data, realpath(data_dir or s.data_dir or "")): s for _, s in trained}
     if len(places) > 1:
         first, other = (f"{s.data} {s.data_dir or ''}".strip() for s in [*places.values()][:2])
-        differ = "data" if len({settings.data for settings in runs}) > 1 else "data_dir"
+        differ = "data" if len({name for name, _ in places}) > 1 else "data_dir"
         raise SettingError(
             (),
             f"the models were trained on different data, {first} and {other}: to say which images "
             "to take, set",
             **{differ: None},
         )
-    for settings in places.values():
-        return settings.data, data_dir or settings.data_dir, settings.image_size
+    for (name, place), settings in places.items():
+        runs = [run for run, s in trained if realpath(s.data_dir or "") == place]
+        return name, data_dir or settings.data_dir, settings.image_size, runs
     records = (network.record for network in models.networks.values())
     name = data or next((record.data for record in records if record is not None), "mnist")
     if name not in RESIZED:
-        return name, data_dir, None
+        return name, data_dir, None, []
     height, width = models.image_shape[1:]
-    return name, data_dir, height if height == width else None
+    return name, data_dir, height if height == width else None, []
 
 
 def images_for(
@@ -55,20 +56,16 @@ def images_for(
     By default test, or all of a folder that no model was trained on. Raises ValueError for held-out
     images that are not those of the training.
     """
-    name, place, size = data_of(models, data, data_dir)
-    if name != "folder":
-        return load_dataset(name, split or "test", place, image_size=size)
-    runs = [(run, run.read_config()[0]) for run in models.runs.values()]
-    here = realpath(place or "")
-    known = [run for run, s in runs if s.data == name and realpath(s.data_dir or "") == here]
-    images = load_dataset(name, split or ("test" if known else "all"), place, image_size=size)
-    starts = (entry for run in known for entry in run.read_log() if isinstance(entry, Start))
-    held_out = next((entry.held_out_sha256 for entry in starts), None)
-    digest = replace(images, labels=None).digest
-    if images.split == "test" and held_out not in (None, digest):
-        raise ValueError(
-            f"the held-out images of {place} are not those of the training: files were renamed, "
-            "added or removed, and some of these may have been trained on. To measure all images, "
-            "copy them to another folder and name that"
-        )
+    name, place, size, runs = data_of(models, data, data_dir)
+    split = split or ("all" if name == "folder" and not runs else "test")
+    images = load_dataset(name, split, place, image_size=size)
+    if name == "folder" and split == "test":
+        starts = (entry for run in runs for entry in run.read_log() if isinstance(entry, Start))
+        held_out = next((entry.held_out_sha256 for entry in starts), None)
+        if held_out not in (None, replace(images, labels=None).digest):
+            raise ValueError(
+                f"the held-out images of {place} are not those of the training: files were "
+                "renamed, added or removed, and some of these may have been trained on. To measure "
+                "all images, copy them to another folder and name that"
+            )
     return images
