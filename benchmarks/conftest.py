@@ -33,7 +33,7 @@ def bench(
 @pytest.fixture
 def native() -> None:
     """Skip a benchmark of the extension if it is not built."""
-    if not _extension.is_available():
+    if _extension.unavailable_reason() is not None:
         pytest.skip(str(_extension.unavailable_reason()))
 
 

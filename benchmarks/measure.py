@@ -138,7 +138,7 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
     }
-    if _extension.is_available():
+    if _extension.unavailable_reason() is None:
         described["instruction_set"] = _extension.instruction_sets()[-1]
     return described
 

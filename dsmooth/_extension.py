@@ -57,13 +57,8 @@ def _load() -> ModuleType | str:
         return f"the extension cannot be loaded ({error}): install again with `pip install .`"
 
 
-def is_available() -> bool:
-    """Whether the native extension can be used."""
-    return unavailable_reason() is None
-
-
 def unavailable_reason() -> str | None:
-    """Why `is_available()` is false, in one sentence; None if it is true."""
+    """Why the native extension cannot be used, in one sentence; None if it can."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
 

@@ -23,7 +23,7 @@ def doctor(options: Doctor | None = None) -> int:
     """Run `dsmooth doctor`; 1 if the self-test failed, not for a missing extension."""
     print(*describe(), sep="\n")
     checks = {"Philox": _philox_is_right()}
-    if _extension.is_available():
+    if _extension.unavailable_reason() is None:
         checks["loss and gradient, native against reference"] = _native_is_right()
     for name, passed in checks.items():
         print(f"self-test: {name}: {'ok' if passed else 'failed'}")
@@ -57,7 +57,7 @@ def describe() -> Iterator[str]:
 
 def _philox_is_right() -> bool:
     words = [tuple(philox4x32(torch.zeros(4, dtype=torch.int64), (0, 0)).tolist())]
-    if _extension.is_available():
+    if _extension.unavailable_reason() is None:
         words.append(tuple(_extension.extension().philox4x32_10([0] * 4, [0] * 2)))
     return set(words) == {_PHILOX_ZERO}
 
