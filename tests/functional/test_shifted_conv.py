@@ -94,15 +94,10 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
         (CONV, {"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
         (CONV, {"bias": torch.ones(3).bool()}, "bias must be a floating-point tensor, got torch."),
         (CONV, {"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on cpu, got me"),
-        (
-            TRANSPOSED,
-            {"weight": draw(2, 3, 3, 3), "shift": "none"},
-            "`shift` must be one of down, down_r",
-        ),
+        (TRANSPOSED, {"weight": draw(2, 3, 3, 3), "shift": "none"}, "`shift` must be one of d"),
         (TRANSPOSED, {"weight": draw(2, 3, 1, 3)}, r"weight must have shape \(C, D, 2, kw\)"),
         (TRANSPOSED, {"x": draw(1, 3, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
         (TRANSPOSED, {"bias": draw(2)}, r"bias must have shape \(3,\), got \(2,\)"),
-        (TRANSPOSED, {"bias": torch.ones(3).bool()}, "bias must be a floating-point tensor"),
     ],
 )
 def test_wrong_arguments_are_refused(op: Any, changes: dict[str, Any], message: str) -> None:
