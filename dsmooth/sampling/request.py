@@ -140,25 +140,20 @@ class Request:
         """Make a request from a user's `choices`. TypeError for a name that is none of them."""
         fields: dict[str, Any] = {**choices}
         generator, known, mask = (fields.pop(n, None) for n in ("generator", "known", "mask"))
-        seed = fields.pop("seed", None if generator is not None else 0)
+        if (known is None) != (mask is None):
+            words = "known and mask go together: images, and which of their pixels to keep"
+            raise ValueError(words)
+        if known is not None:
+            fields["known"] = known_pixels(known, mask, count)
         if generator is not None:
-            if seed is not None:
+            if fields.get("seed") is not None:
                 raise ValueError("seed and generator both decide the images: leave one out")
             device = generator.device
-            seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
-        if (known is None) != (mask is None):
-            raise ValueError(
-                "known and mask go together: images, and which of their pixels to keep"
-            )
-        return cls(
-            count,
-            drawn_seed() if seed is None else seed,
-            method=method,
-            precision=precision,
-            known=None if known is None else known_pixels(known, mask, count),
-            x_tilde=x_tilde,
-            **fields,
-        )
+            seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
+            fields["seed"] = int(seed)
+        elif fields.get("seed", 0) is None:
+            fields["seed"] = drawn_seed()
+        return cls(count, method=method, precision=precision, x_tilde=x_tilde, **fields)
 
     def labels(self, classes: Classes | None, device: torch.device | str = "cpu") -> Tensor | None:
         """The label (count,) int64 of every image for a model with `classes`; None without classes.
