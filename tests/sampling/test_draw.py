@@ -66,6 +66,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"height": 6}, "`height` and `width` must be .* multiples of 4, got .6, 8"),
     ({"width": 0}, "`height` and `width` must be .* multiples of 4, got .8, 0"),
     ({"context": X}, "context was given, but"),
+    ({"known": X}, "known and mask go together"),
+    ({"mask": MASK}, "known and mask go together"),
     ({"known": X, "mask": MASK.float()}, "mask must be bool, got float32"),
     (
         {"known": X.byte(), "mask": MASK},
@@ -243,6 +245,8 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
         assert re.search(
             f"drawing on the CPU: .*{words}.*; device cuda:1 draws pixel by", caplog.text
         )
+    monkeypatch.setattr(cuda, "unavailable_reason", lambda: "no compiler")  # nor does the CPU
+    assert output.drawing_device("auto") == torch.device("cuda", 1)
 
 
 class White(dsmooth.PixelCNNpp):
