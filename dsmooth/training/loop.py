@@ -31,9 +31,9 @@ from .settings import (
     check_same,
     fill_in,
     find_initial,
+    images_for_minutes,
     load_data,
     stored_settings,
-    within_budget,
 )
 from .step import READ_STEPS, TrainState, total_images
 
@@ -109,18 +109,19 @@ def train(
             data = load_data(config) if dataset is None else split_own(dataset, labels)
             check_same(run, stored, *data)
             config = fill_in(config, *data, target)
-            if config.images is None:
-                config = within_budget(config, *data, target, started)
-            initial = None
             if stored is not None:
                 check_same_run(stored, config, run.path)
-            elif config.init is not None:
-                initial = find_initial(config.init, config.role).networks[config.role]
-                check_initial(config.model, initial.config, config.init)
-            state = TrainState(config, data[0], target, initial)
-            if stored is not None:
+                state = TrainState(config, data[0], target)
                 restore(run, state)
             else:
+                initial = None
+                if config.init is not None:
+                    initial = find_initial(config.init, config.role).networks[config.role]
+                    check_initial(config.model, initial.config, config.init)
+                if config.images is None:
+                    images, evaluations = images_for_minutes(config, *data, target, started)
+                    config = replace(config, images=images, evaluations=evaluations)
+                state = TrainState(config, data[0], target, initial)
                 save_checkpoint(run, state)  # from now on it can be resumed
             run.write_config(config, data[1].image_size)
             if rank_and_size()[0] > 0:

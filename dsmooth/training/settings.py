@@ -1,8 +1,8 @@
 """How the settings of a run get their values, in the order of this page.
 
 `settings_of`: those that are given, over a preset or a file. `as_stored`: what they leave open and
-the run to resume has. `fill_in`: what images and device decide. `within_budget`: how many images
-its minutes are enough for.
+the run to resume has. `fill_in`: what images and device decide. `images_for_minutes`: how many
+images a budget is enough for.
 """
 
 from __future__ import annotations
@@ -156,15 +156,15 @@ def fill_in(
     return replace(config, model=model, precision=precision)
 
 
-def within_budget(
+def images_for_minutes(
     config: TrainConfig,
     train_set: ImageDataset,
     test_set: ImageDataset,
     device: torch.device,
     started: float,
-) -> TrainConfig:
-    """The settings with the images and evaluations that fit into a budget of minutes, which counts
-    from `started`, by time.monotonic().
+) -> tuple[int, int]:
+    """How many images and evaluations fit into the budget of minutes, which counts from `started`,
+    by time.monotonic(). All processes call this.
 
     Some steps of another state and an evaluation are timed, once: the rates of a run depend on its
     number of images, so its own steps come too late.
@@ -194,7 +194,7 @@ def within_budget(
     LOG.info(words, config.role, config.batch_size, step, config.budget, f"{images:,}")
     del scratch
     gc.collect()  # it refers to itself, and a GPU may not hold two states
-    return replace(config, images=images, evaluations=evaluations)
+    return images, evaluations
 
 
 def check_initial(model: ModelConfig, initial: ModelConfig, source: str) -> None:
