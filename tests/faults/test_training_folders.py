@@ -143,7 +143,8 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) -> None:
-    """No model is written over the log or the checkpoint of another, or into a run at work."""
+    """No model is written over the log or the checkpoint of another, into a run at work, or with
+    the settings of another network."""
     model, (config, size) = dsmooth.load(run.path).model, run.read_config()
     for gone in (run.log, run.checkpoint, run.checkpoint):
         before = contents(run.path)
@@ -154,6 +155,9 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
     new = RunFolder(tmp_path / "new")
     with lock_folder(new.path, "one"):
         refuses(r"a training run is at work in .*new", new.write_model, model, config, size)
+    other = replace(config, model=replace(config.model, n_mix=3))
+    words = r"config\.model must be the model's own ModelConfig"
+    refuses(words, new.write_model, model, other, size)
 
 
 @pytest.mark.parametrize(

@@ -207,13 +207,6 @@ def test_images_given_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[st
     refuses(words, load_dataset, "own", "test")
 
 
-def test_a_run_is_written_with_the_settings_of_its_model(tmp_path: Path) -> None:
-    config = tiny("plain")
-    model = dsmooth.PixelCNNpp(replace(config.model, n_mix=3))
-    words, run = r"config\.model must be the model's own ModelConfig", dsmooth.RunFolder(tmp_path)
-    refuses(words, run.write_model, model, config, (8, 8))
-
-
 def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch) -> None:
     module = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
