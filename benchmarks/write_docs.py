@@ -76,8 +76,8 @@ def readme_sentence(saved: dict[Path, list[Result]]) -> str:
         min(r["ratios"]["compiled"][0] for r in cases if r["case"] == f"mnist-{n}") for n in (1, 64)
     )
     return (
-        f"\nOn one core the pair `mnist` draws one image at least {one:.3g} times, and 64 images "
-        f"{many:.3g} times, as fast as a\ncached sampler in PyTorch with `torch.compile` "
+        f"\nOn one core the pair `mnist` is at least {one:.3g} times (one image) and {many:.3g} "
+        "times (64 images) as fast as a\ncached sampler in PyTorch with `torch.compile` "
         "([all cases](docs/benchmarks.md)).\n"
     )
 

@@ -32,9 +32,9 @@ class SmoothedPair(Pretrained):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     Its samples and bounds never use dropout, even in training mode.
-    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with at most
-    the smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both
-    may have classes; if both, the same. image_size: (H, W), multiples of 4.
+    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" of a scale
+    up to that of the smoothing. denoiser: a model with conditioning "stack" or "concat". Either or
+    both may have classes; if both, the same. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -66,7 +66,7 @@ class SmoothedPair(Pretrained):
                 'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
                 f"{contains}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
             )
-        # A noisy model that is saved alone is not a plain one.
+        # Saved alone, a noisy model must not pass for a plain one.
         noisy.role, denoiser.role = noisy.role or "noisy", denoiser.role or "denoiser"
         self.noisy = noisy
         self.denoiser = denoiser
@@ -92,14 +92,14 @@ class SmoothedPair(Pretrained):
         where that is faster, see `sample_images`. batch_size: images drawn at a time at most, to
         save memory; the cached sampler's images do not depend on it.
 
-        For Gaussian smoothing x is drawn again where a row is too far from that of x~
-        (docs/math.md, section 4), at most 16 times; if all are too far the first is kept.
+        For Gaussian smoothing an x is drawn again, at most 16 times, if a row is too far from the
+        row of x~ (docs/math.md, section 4). If every draw is too far the first is kept.
 
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns them.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
         with classes draws the class of a new image from the "prior". It completes and denoises
-        without a class; ValueError asks for one where it was trained without label dropout.
+        without a class if it was trained with label dropout; else ValueError asks for one.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
@@ -123,7 +123,7 @@ class SmoothedPair(Pretrained):
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. Others: as of `sample`; labels of each image are B.
+        the fraction `keep_top` of them. Others: as of `sample`; a list of labels has B.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
@@ -172,8 +172,8 @@ class SmoothedPair(Pretrained):
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
-        It is `denoise` with the method "single-step". guidance extrapolates the gradients of the
-        two passes, not their parameters. The result carries no gradient.
+        It is `denoise` with the method "single-step". guidance extrapolates the gradients with
+        and without the class, not the mixtures. The result carries no gradient.
         Raises ValueError for smoothing that is not Gaussian.
         """
         return self.denoise(x_tilde, method="single-step", label=label, guidance=guidance)
@@ -234,7 +234,7 @@ class SmoothedPair(Pretrained):
         log-probability of bytes; with a continuous one a log-density in units of [-1, 1].
 
         label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
-        Without one a weight is a sum over classes, weighted by their shares of the training images.
+        Without a label a weight sums over classes, each times its share of the training images.
         top_classes: how many classes the sum has, chosen for each draw by
         `dsmooth.bound.likely_classes`; None: all. A sum over fewer classes is a lower bound of the
         whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and is lower by 0.00034

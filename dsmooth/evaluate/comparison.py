@@ -19,7 +19,7 @@ from ..work import map_parts
 from .features import FeatureExtractor, Features, extract_features
 from .frechet import FeatureStatistics, distance_with_error
 
-# Settings of torch-fidelity and of the authors, for as many images.
+# Settings of torch-fidelity.
 SUBSETS, SUBSET_SIZE, SUBSET_SEED, SPLITS, NEIGHBOURS = 100, 1000, 2020, 10, 3
 
 
@@ -85,7 +85,7 @@ def black_share(images: Tensor) -> float:
 
 
 def warn(sets: Mapping[str, Tensor], reference: FeatureStatistics) -> Iterator[str]:
-    """Sentences on too few images, once for each number of them, and on an unknown reference."""
+    """Sentences on too few images, one for each distinct number, and on an unknown reference."""
     d, n_floor = len(reference.mean), len(sets.get(FLOOR, ()))
     counts = dict.fromkeys(len(images) for name, images in sets.items() if name != FLOOR)
     kinds = [(count, "samples") for count in counts]
@@ -115,11 +115,11 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
 
     real: features (M, D) of real images, None if these are not known. Needs torch-fidelity.
 
-    precision, recall: fractions of the samples near real images, and of real images near samples:
-    as near to one of them as its third-nearest neighbour among them (Kynkäänniemi et al., NeurIPS
-    2019). At most as many real images as samples are taken, in a fixed random order; there must be
-    four. inception_score: exp E[KL(p(y | x) || p(y))] over the classes y, mean and deviation over
-    ten parts (Salimans et al., 2016).
+    precision: the fraction of samples that are as near to a real image as its third-nearest real
+    one; recall: the same with samples and real images swapped (Kynkäänniemi et al., NeurIPS
+    2019). Of the real images, in a fixed random order, at most as many as samples are taken. Both
+    need four images of each kind. inception_score: exp E[KL(p(y | x) || p(y))] over the classes y,
+    mean and deviation over ten parts (Salimans et al., 2016).
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -131,7 +131,7 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
         scores |= {"kernel_distance": mean, "kernel_distance_deviation": deviation}
         if min(len(x), len(y)) > NEIGHBOURS:
             y = y[epoch_order(len(y), 0, 0)[: len(x)]]
-            # 1,000 rows of a matrix of distances at a time: of 50,000 columns that is 0.4 GB.
+            # 1,000 rows of a matrix of distances at a time: 0.4 GB if it has 50,000 columns.
             settings = {"prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
             near = prc_features_to_metric(x, y, **settings)
             scores |= {name: near[name] for name in ("precision", "recall")}
@@ -145,8 +145,8 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
 def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Squared maximum mean discrepancy of features (N, D) and (M, D) float64, N, M >= 2.
 
-    By the kernel (x'y / D + 1)^3, unbiased; mean and deviation over 100 subsets of 1,000 images, or
-    of all if there are fewer, those of torch-fidelity. Source: Binkowski et al., ICLR 2018.
+    By the kernel (x'y / D + 1)^3, unbiased; mean and deviation over torch-fidelity's 100 subsets of
+    1,000 images, or of all if there are fewer. Source: Binkowski et al., ICLR 2018.
     """
     size, random = min(SUBSET_SIZE, len(x), len(y)), np.random.RandomState(SUBSET_SEED)
     subsets = [[random.choice(len(z), size, replace=False) for z in (x, y)] for _ in range(SUBSETS)]
