@@ -14,7 +14,6 @@ from tests.helpers.command_runs import complains, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images
 from tests.helpers.kills import Files, as_killed, contents, states_of_kills
 from tests.helpers.rank_processes import start_ranks, wait_for_all
-from tests.helpers.report_checks import without_plots
 
 FOLDER = "--data folder --data-dir images"
 
@@ -90,7 +89,7 @@ def whole(name: str, ground: Path, found: dict[str, Files], tmp_path_factory) ->
     """The files of the job, by one process and one thread."""
     if name not in found:
         folder = copied(ground, tmp_path_factory.mktemp("whole") / "place")
-        with pytest.MonkeyPatch.context() as patch, without_plots():
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             assert run(*JOBS[name].words, "--threads", "1") == 0
         found[name] = contents(folder / "out")
