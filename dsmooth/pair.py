@@ -96,7 +96,7 @@ class SmoothedPair(Pretrained):
         row of x~ (docs/math.md, section 4). If every draw is too far the first is kept.
 
         choices: see `dsmooth.sampling.Choices`. The known pixels of x~ are `known` plus the
-        smoothing's noise, a function of (seed, image index); method "noisy" returns them.
+        smoothing's noise, a function of (seed, image index); method "noisy" keeps them noisy.
         docs/math.md, section 4, says which distribution this draws from. Without a label a pair
         with classes draws the class of a new image from the "prior". It completes and denoises
         without a class if it was trained with label dropout; else ValueError asks for one.
@@ -122,8 +122,8 @@ class SmoothedPair(Pretrained):
     ) -> Tensor:
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
-        mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
-        the fraction `keep_top` of them. Others: as of `sample`; a list of labels has B.
+        mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default in the upper
+        fraction `keep_top` of the rows. Others: as of `sample`; a list of labels has B.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
@@ -193,7 +193,7 @@ class SmoothedPair(Pretrained):
         """A lower bound on log p(x), from draws of x~ for each image: (B,), nats.
 
         n_noise, importance_weighted, top_classes: of `forward`, which says more. The noise of row b
-        is a function of (seed, first_index + b, draw); the seed None draws one, as samplers do.
+        is a function of (seed, first_index + b, draw); None draws a seed, as samplers do.
         Images are computed in batches, so that memory does not grow with B. The result carries no
         gradient.
         """
@@ -229,15 +229,16 @@ class SmoothedPair(Pretrained):
         """The bound of `elbo` with gradients in the weights of both models and in x: (B,), nats.
 
         Each of `n_noise` draws of x~ gives a log-weight log p(x~) - log q(x~ | x) + log p(x | x~).
-        Their mean estimates the evidence lower bound; with `importance_weighted` the log of the
-        mean weight, which is tighter in expectation. With a discretized denoiser it bounds the
-        log-probability of bytes; with a continuous one a log-density in units of [-1, 1].
+        Their mean, which is returned, estimates the evidence lower bound. With
+        `importance_weighted` the log of the mean weight is returned, which is tighter in
+        expectation. With a discretized denoiser it bounds the log-probability of bytes; with a
+        continuous one a log-density in units of [-1, 1].
 
         label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
         Without a label a weight sums over classes, each times its share of the training images.
         top_classes: how many classes the sum has, chosen for each draw by
         `dsmooth.bound.likely_classes`; None: all. A sum over fewer classes is a lower bound of the
-        whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and is lower by 0.00034
+        whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and loses 0.00034
         bits/dim (`mnist`, 30 classes) and 0.00014 (`mnist-classes`, 10), measured on 1,000 test
         images.
 

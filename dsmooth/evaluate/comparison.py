@@ -51,9 +51,10 @@ def compare_images(
 ) -> FrechetResult:
     """Compare sets of images with `reference`, by the features of its extractor.
 
-    sets: bytes (N, C, H, W), N >= 2, by name; grey ones may be stored as RGB. "real" are images of
-    the data that are not in the reference: their distance, the floor, is what a perfect model would
-    get with as many samples. seed: of the bootstrap. Memory: 4 N D bytes, the features of a set.
+    sets: bytes (N, C, H, W), N >= 2, by name; grey ones may be stored as RGB. The set "real" has
+    images of the data that are not in the reference: their distance, the floor, is what a perfect
+    model would get with as many samples. seed: of the bootstrap. Memory: 4 N D bytes, the features
+    of a set.
 
     Raises ValueError for images of another shape, and for statistics of another dimension.
     """
