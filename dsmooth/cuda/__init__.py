@@ -37,16 +37,12 @@ def sampler_obstacle(device: torch.device, operands: str = "bfloat16") -> str | 
     return None
 
 
-@cache  # of kernels: an error is not kept, so a later call tries again
 def sampler_kernel(device: torch.device, operands: str) -> Kernel:
-    """The kernel, loaded on a CUDA device with an index. Raises CudaError with the obstacle."""
-    card, reason = Card(device.index), NO_COMPILER
-    for words, read in sources(card.capability, operands):
-        try:
-            return Kernel(card, read())
-        except CudaError as error:  # such as code too new for the driver
-            reason = f"{words}: {error}"
-    raise CudaError(reason)
+    """The kernel, loaded on a CUDA device. Raises CudaError with the obstacle."""
+    index = device.index or 0
+    if device.index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    return _load(index, operands)
 
 
 def describe_cuda(index: int) -> str:
@@ -56,3 +52,15 @@ def describe_cuda(index: int) -> str:
         return next((words for words, _ in sources(card.capability, "bfloat16")), NO_COMPILER)
     except CudaError as error:
         return str(error)
+
+
+@cache  # of kernels: an error is not kept, so a later call tries again
+def _load(index: int, operands: str) -> Kernel:
+    """The kernel of one type of operands on a card. Raises CudaError if there is none."""
+    card, reason = Card(index), NO_COMPILER
+    for words, read in sources(card.capability, operands):
+        try:
+            return Kernel(card, read())
+        except CudaError as error:  # such as code too new for the driver
+            reason = f"{words}: {error}"
+    raise CudaError(reason)

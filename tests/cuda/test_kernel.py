@@ -87,6 +87,13 @@ def test_a_card_that_could_not_load_is_tried_again(stub: StubDriver, monkeypatch
     assert cuda.sampler_kernel(FIRST, "bfloat16") is cuda.sampler_kernel(FIRST, "bfloat16")
 
 
+def test_a_device_without_an_index_is_the_current_one(stub: StubDriver, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    (images.PACKAGED / "bfloat16.sm_90.cubin").write_bytes(b"code")
+    assert cuda.sampler_kernel(torch.device("cuda"), "bfloat16").card.index == 1
+
+
 def test_there_must_be_a_driver_and_a_card(stub: StubDriver, monkeypatch, capsys) -> None:
     """The obstacle is a line, which `dsmooth doctor` prints."""
 

@@ -19,7 +19,7 @@ LOADED = ctypes.CFUNCTYPE(c_int, c_void_p)
 LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.POINTER(c_uint), ctypes.POINTER(c_uint), c_uint, c_void_p
 )  # fmt: skip
-CACHES = (driver.library, driver._primary_context, cuda.sampler_kernel, compiler.nvrtc)
+CACHES = (driver.library, driver._primary_context, cuda._load, compiler.nvrtc)
 
 
 class State(ctypes.Structure):
