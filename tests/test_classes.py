@@ -219,6 +219,7 @@ def test_the_labels_of_a_request() -> None:
     assert torch.equal(each.part(range(2, 4)).labels(three), each.labels(three)[2:4])
     label = torch.tensor([0, 2, -1, 1, 0])
     own = Request(5, label=label)
+    assert own.part(range(1, 4)).label.data_ptr() == label[1:].data_ptr()  # no copy
     assert torch.equal(own.part(range(1, 4)).labels(three), label[1:4])
     assert Request(5, label=label.tolist()).part(range(1, 4)).labels(three).tolist() == [2, -1, 1]
     assert Request(5).labels(None) is None

@@ -193,20 +193,26 @@ class Request:
     def repeated(self, draws: int) -> Request:
         """The request for `draws` images of each of these, one after the other."""
         check_number("draws", draws)
-        return self._rows([row for row in range(self.count) for _ in range(draws)])
+        rows = [row for row in range(self.count) for _ in range(draws)]
+        return self._rows(rows, len(rows))
 
     def part(self, part: range) -> Request:
         """The request for some of these images, by their numbers 0 .. count - 1."""
-        return replace(self._rows([*part]), first_index=self.first_index + part.start)
+        # Views: a copy by numbers would wait for a GPU, and no CUDA graph could capture it.
+        rows = self._rows(slice(part.start, part.stop), len(part))
+        return replace(rows, first_index=self.first_index + part.start)
 
-    def _rows(self, rows: list[int]) -> Request:
-        """The request with the known pixels, labels and x~ of these rows."""
-        known, label, x_tilde = self.known, self.label, self.x_tilde
-        if isinstance(label, PER_IMAGE):
-            label = label[rows] if isinstance(label, Tensor) else [label[row] for row in rows]
+    def _rows(self, rows: list[int] | slice, count: int) -> Request:
+        """The request with the known pixels, labels and x~ of these rows, `count` in all."""
+        label: Any = self.label
+        known, x_tilde = self.known, self.x_tilde
+        if isinstance(label, list | tuple) and isinstance(rows, list):
+            label = [label[row] for row in rows]
+        elif isinstance(label, PER_IMAGE):
+            label = label[rows]
         return replace(
             self,
-            count=len(rows),
+            count=count,
             known=known and KnownPixels(known.images[rows], known.mask[rows]),
             label=label,
             x_tilde=None if x_tilde is None else x_tilde[rows],

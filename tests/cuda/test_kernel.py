@@ -214,7 +214,7 @@ def test_code_of_a_newer_toolkit_gives_way_to_torchs_own(fake, stub) -> None:
     stub.refused[b"bflo"] = 200
     assert cuda.sampler_obstacle(FIRST) is None
     assert fake.compiled == 1
-    cuda.sampler_kernel.cache_clear()
+    cuda._load.cache_clear()
     stub.refused[b"code"] = 222
     obstacle = cuda.sampler_obstacle(FIRST)
     assert obstacle.startswith(f"{said}cuModuleLoadDataEx: ")

@@ -239,7 +239,7 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
         stub.set_card(major, 5)
         if vanished:
             stub.fail("cuDeviceGet", 46)
-        cuda.sampler_kernel.cache_clear()
+        cuda._load.cache_clear()
         caplog.clear()
         assert run("sample", ".", "-n", "2", "--seed", "1", "--out", f"{major}.npz") == 0
         assert re.search(
