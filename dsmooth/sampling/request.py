@@ -204,11 +204,12 @@ class Request:
 
     def _rows(self, rows: list[int] | slice, count: int) -> Request:
         """The request with the known pixels, labels and x~ of these rows, `count` in all."""
-        label: Any = self.label
         known, x_tilde = self.known, self.x_tilde
-        if isinstance(label, list | tuple) and isinstance(rows, list):
+        label: Any = self.label
+        has_each = isinstance(self.label, PER_IMAGE)
+        if has_each and isinstance(rows, list) and not isinstance(self.label, Tensor):
             label = [label[row] for row in rows]
-        elif isinstance(label, PER_IMAGE):
+        elif has_each:
             label = label[rows]
         return replace(
             self,
