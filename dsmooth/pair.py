@@ -32,8 +32,8 @@ class SmoothedPair(Pretrained):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     Its samples and bounds never use dropout, even in training mode.
-    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" of a scale
-    up to that of the smoothing. denoiser: a model with conditioning "stack" or "concat". Either or
+    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" (of a scale
+    at most the smoothing's). denoiser: a model with conditioning "stack" or "concat". Either or
     both may have classes; if both, the same. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
@@ -123,7 +123,7 @@ class SmoothedPair(Pretrained):
         """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
 
         mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default in the upper
-        fraction `keep_top` of the rows. Others: as of `sample`; a list of labels has B.
+        fraction `keep_top` of the rows. Others: see `sample`; a list of labels has length B.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
         self._check_images("x", x)
@@ -172,8 +172,8 @@ class SmoothedPair(Pretrained):
     ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
-        It is `denoise` with the method "single-step". guidance extrapolates the gradients with
-        and without the class, not the mixtures. The result carries no gradient.
+        It is `denoise` with the method "single-step". guidance extrapolates gradients, those with
+        and those without the class, instead of mixtures. The result carries no gradient.
         Raises ValueError for smoothing that is not Gaussian.
         """
         return self.denoise(x_tilde, method="single-step", label=label, guidance=guidance)
@@ -193,7 +193,7 @@ class SmoothedPair(Pretrained):
         """A lower bound on log p(x), from draws of x~ for each image: (B,), nats.
 
         n_noise, importance_weighted, top_classes: of `forward`, which says more. The noise of row b
-        is a function of (seed, first_index + b, draw); None draws a seed, as samplers do.
+        is a function of (seed, first_index + b, draw); seed=None draws one, as samplers do.
         Images are computed in batches, so that memory does not grow with B. The result carries no
         gradient.
         """
@@ -235,7 +235,7 @@ class SmoothedPair(Pretrained):
         continuous one a log-density in units of [-1, 1].
 
         label: for a pair with classes, as in `PixelCNNpp.forward`; it then bounds log p(x | label).
-        Without a label a weight sums over classes, each times its share of the training images.
+        Without a label a weight is summed over classes by their shares of the training images.
         top_classes: how many classes the sum has, chosen for each draw by
         `dsmooth.bound.likely_classes`; None: all. A sum over fewer classes is a lower bound of the
         whole sum. With 3 it takes as long as 5.4 passes of the noisy model, and loses 0.00034
@@ -245,7 +245,7 @@ class SmoothedPair(Pretrained):
         Each call draws fresh noise from torch's generator, unless `seed` or `first_index` is given
         (then the other one is 0, and the noise is that of `elbo`). Dropout is never used, even in
         training mode. `(-pair(x)).mean().backward()` tunes both models. Raises ValueError for
-        images of another size or outside [-1, 1], and for a discretized denoiser for values that
+        images of another size or outside [-1, 1], or, with a discretized denoiser, for values that
         are not bytes.
         """
         check_number("n_noise", n_noise)

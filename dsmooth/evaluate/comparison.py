@@ -86,7 +86,7 @@ def black_share(images: Tensor) -> float:
 
 
 def warn(sets: Mapping[str, Tensor], reference: FeatureStatistics) -> Iterator[str]:
-    """Sentences on too few images, one for each distinct number, and on an unknown reference."""
+    """Warnings of too few images, one for each distinct count, and of an unknown reference."""
     d, n_floor = len(reference.mean), len(sets.get(FLOOR, ()))
     counts = dict.fromkeys(len(images) for name, images in sets.items() if name != FLOOR)
     kinds = [(count, "samples") for count in counts]
@@ -116,11 +116,11 @@ def fidelity_scores(samples: Features, real: Tensor | None) -> FidelityScores:
 
     real: features (M, D) of real images, None if these are not known. Needs torch-fidelity.
 
-    precision: the fraction of samples that are as near to a real image as its third-nearest real
-    one; recall: the same with samples and real images swapped (Kynkäänniemi et al., NeurIPS
-    2019). Of the real images, in a fixed random order, at most as many as samples are taken. Both
-    need four images of each kind. inception_score: exp E[KL(p(y | x) || p(y))] over the classes y,
-    mean and deviation over ten parts (Salimans et al., 2016).
+    precision: the fraction of samples that are as near to a real image as that image's
+    third-nearest real one; recall: the same with samples and real images swapped (Kynkäänniemi et
+    al., NeurIPS 2019). At most as many real images as samples are taken, in a fixed random order.
+    Both need four images of each kind. inception_score: exp E[KL(p(y | x) || p(y))] over the
+    classes y, mean and deviation over ten parts (Salimans et al., 2016).
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric

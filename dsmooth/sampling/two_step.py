@@ -133,8 +133,8 @@ def draw_clean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
 def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
     """Whether any row of pixels of x~ - x is too large for gaussian noise: (N,) bool.
 
-    A row is too large if noise reaches its sum of squares with a probability below CHANCE. False
-    for other smoothing.
+    A row is too large if the probability that noise has its sum of squares or more is below CHANCE.
+    False for other smoothing.
     """
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise
         return x.new_zeros(len(x), dtype=torch.bool)
