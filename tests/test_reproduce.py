@@ -203,7 +203,7 @@ def test_numbers_are_of_their_images_and_seed(given: tuple[Path, ...], tmp_path:
     counts = {name: distance.n_images for name, distance in found.distances.items()}
     assert (counts, found.n_reference) == ({"plain": 3, TEST_IMAGES: 3, FLOOR: 2}, 2)
     bare = replace(one, test_set=replace(data, labels=None), folder=tmp_path / "bare")
-    assert bare.report("", {}).probes is None
+    assert bare.report("", {}, {}).probes is None
 
 
 @pytest.mark.quick
@@ -250,7 +250,9 @@ def test_other_noise_has_no_single_step(tmp_path: Path) -> None:
     stages = Stages(
         tmp_path, dsmooth.load(tmp_path / "pair"), data, data, ReproduceSettings(count=2)
     )
-    assert not any("single-step" in name for name in stages.pictures())
+    samples, held_out = stages.pictures()
+    assert [*samples] == ["noisy", "two-step"]
+    assert [*held_out] == ["held-out", "held-out-noisy", "held-out-two-step"]
 
 
 def test_black_pixels_are_black_in_every_colour() -> None:

@@ -144,7 +144,7 @@ def write_card(
     models = dsmooth.load(folder, *filter(Path.exists, [folder / "plain"]))
     choices = ReproduceSettings(count=count, scored_images=count, n_noise=2)
     stages = Stages(work, models, train_set, test_set, choices)
-    pictures = stages.pictures()
+    pictures, _ = stages.pictures()
     if models.classes:
         guided = Request(count, label="each", guidance=GUIDANCE)
         pictures["guided"] = stages.draw("guided", guided, models.pair)

@@ -62,7 +62,7 @@ def main(photos: str, runs: str, starts: str, *plain: str) -> None:
     models = dsmooth.load(folder, *plain)
     choices = ReproduceSettings(count=COUNT, scored_images=SCORED)
     stages = Stages(Path("build/card", NAME), models, train, test, choices)
-    pictures = stages.pictures()
+    pictures, _ = stages.pictures()
     shown = [pictures[name] for name in ("plain", "noisy", "two-step") if name in pictures]
     rows = [x[first : first + 8] for first in range(0, 64, 8) for x in shown]
     save_grid(torch.cat(rows), folder / "samples.png", columns=8 * len(shown))

@@ -64,11 +64,11 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         train_set, test_set = (images_for(models, split, **chosen) for split in SPLITS)
         stages = Stages(out, models, train_set, test_set, choices)
         check_dataset(models.pair, stages.test_set)
-        pictures = stages.pictures()
+        samples, held_out = stages.pictures()
         given = "models that were given" if options.models else "models that come with dsmooth"
         name = options.preset or DEFAULT_PRESET if runs else given
-        report = record.keep(stages.report(name, pictures))
-    write_report(out / "report.html", report, pictures)
+        report = record.keep(stages.report(name, samples, held_out))
+    write_report(out / "report.html", report, samples, held_out)
     bits_table(report.bits).show()
     print(f"Pictures: {printable(out / 'samples')}/*.png")
     print(f"Report:   {printable(out / 'report.html')} (for a browser; it needs no network)")

@@ -40,10 +40,7 @@ from .contents import Report, describe_machine, describe_model
 T = TypeVar("T")
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
-# Pictures whose distance to real images is measured.
-COMPARED = ("two-step", "single-step", "guided", "plain")
 TEST_IMAGES = "test images"  # the name of their distance
-
 
 PROBES = ProbeSettings(train_images=1000, test_images=250)
 
@@ -85,12 +82,15 @@ class Stages:
     test_set: ImageDataset
     choices: ReproduceSettings = field(default_factory=ReproduceSettings)
 
-    def report(self, name: str, pictures: Mapping[str, Tensor]) -> Report:
+    def report(
+        self, name: str, samples: Mapping[str, Tensor], held_out: Mapping[str, Tensor]
+    ) -> Report:
         """The results of all stages, without paths of this machine.
 
-        name: of the models or of their settings. pictures: as `pictures` returns them.
+        name: of the models or of their settings. samples, held_out: as `pictures` returns them.
         """
         models, train_set, test_set = self.models, self.train_set, self.test_set
+        pictures = sorted({**samples, **held_out}.items())
         has_labels = train_set.labels is not None and test_set.labels is not None
         return Report(
             name=name,
@@ -102,9 +102,9 @@ class Stages:
             machine=describe_machine(models.device),
             models={role: describe_model(role, models) for role in models.networks},
             seed=self.choices.seed,
-            diverged={kind: int(is_diverged(x).sum()) for kind, x in sorted(pictures.items())},
+            diverged={kind: int(is_diverged(x).sum()) for kind, x in pictures},
             bits=self.bits_per_dim(),
-            frechet=self.compare(pictures),
+            frechet=self.compare(samples),
             probes=self.probe() if has_labels else None,
             receptive_fields=self.obtain("receptive_field", ReceptiveFields, receptive_fields),
         )
@@ -127,12 +127,9 @@ class Stages:
         with progress(name.replace("_", " "), 1, "stages"):
             return record.obtain(compute)
 
-    def pictures(self) -> dict[str, Tensor]:
-        """Samples, and held-out images denoised, (N, C, H, W) by name.
-
-        "noisy", "two-step", "single-step" and "plain" are samples, the first three of the same x~.
-        Names with "held-out" are of test images, with noise, and denoised.
-        """
+    def pictures(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Samples by method, those of the pair of the same x~; and test images x, x~, and what
+        each method makes of this x~. Images (N, C, H, W), by the names of their files."""
         # A kill leaves images, of which the record says what they are of.
         record = self.folder / "samples.json"
         Record(record, self.request, type(None)).begin(self.folder / "samples")
@@ -140,24 +137,25 @@ class Stages:
         methods: tuple[Method, ...] = ("two-step", "single-step")
         if not isinstance(pair.smoothing, GaussianSmoothing):
             methods = ("two-step",)
-        clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
-        held_out = Request(len(clean), seed, label=NO_CLASS)
-        if self.test_set.has_classes(models.classes):
-            labels = self.test_set.part(slice(len(clean))).labels_for(models.classes)
-            held_out = replace(held_out, label=labels)
+        first = self.test_set.first(DENOISED_IMAGES)
+        clean = first.batch(torch.arange(len(first)))
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
+        has_classes = self.test_set.has_classes(models.classes)
+        label = first.labels_for(models.classes) if has_classes else NO_CLASS
+        given = Request(len(clean), seed, label=label)
         drawn = Request(self.choices.count, seed, label="each" if models.classes else None)
 
-        noisy = self.draw("noisy", replace(drawn, method="noisy"), pair)
-        pictures = {"held-out": clean, "held-out-noisy": noised, "noisy": noisy}
-        for prefix, request, x_tilde in (("", drawn, noisy), ("held-out-", held_out, noised)):
-            for method in methods:
-                name, x_tilde = f"{prefix}{method}", x_tilde.to(models.device)
-                given = replace(request, method=method, x_tilde=x_tilde)
-                pictures[name] = self.draw(name, given, pair)
+        samples = {"noisy": self.draw("noisy", replace(drawn, method="noisy"), pair)}
+        held_out = {"held-out": clean, "held-out-noisy": noised}
+        from_noisy = replace(drawn, x_tilde=samples["noisy"].to(models.device))
+        from_noised = replace(given, x_tilde=noised.to(models.device))
+        for method in methods:
+            name = f"held-out-{method}"
+            samples[method] = self.draw(method, replace(from_noisy, method=method), pair)
+            held_out[name] = self.draw(name, replace(from_noised, method=method), pair)
         if models.plain is not None:
-            pictures["plain"] = self.draw("plain", drawn, models.plain)
-        return pictures
+            samples["plain"] = self.draw("plain", drawn, models.plain)
+        return samples, held_out
 
     def draw(self, name: str, request: Request, model: SmoothedPair | PixelCNNpp) -> Tensor:
         """The images (N, C, H, W) of samples/NAME.npz, which a model draws unless the file is
@@ -182,18 +180,19 @@ class Stages:
         data = self.test_set.part(slice(self.choices.scored_images))
         return self.obtain("bits_per_dim", BitsResult, partial(measure, self.models, data))
 
-    def compare(self, pictures: Mapping[str, Tensor]) -> FrechetResult | None:
+    def compare(self, samples: Mapping[str, Tensor]) -> FrechetResult | None:
         """Fréchet distances to the training images: of samples, of as many test images, and of
         held-out training images, the floor. None without an extractor for the images."""
-        samples = {k: x for k, x in bytes_to_compare(pictures).items() if len(x) > 1}
+        compared = {k: x for k, x in bytes_to_compare(samples).items() if len(x) > 1}
         name, train_set, classes = self.choices.extractor, self.train_set, self.models.classes
-        if name == "auto" and train_set.name == "mnist":
-            name = CLASSIFIER if train_set.images.shape[1:] == (1, 28, 28) else name
-        if name == "auto" or not samples:
+        is_mnist = train_set.name == "mnist" and train_set.images.shape[1:] == (1, 28, 28)
+        if name == "auto" and is_mnist:
+            name = CLASSIFIER
+        if name == "auto" or not compared:
             return None
 
         def compute() -> FrechetResult:
-            count = max(map(len, samples.values()))
+            count = max(map(len, compared.values()))
             # As evenly as the samples, which have equally many of each class of the models: classes
             # of the images, or groups of about equal size.
             labels = train_set.labels if classes else None
@@ -204,7 +203,7 @@ class Stages:
             )
             others = torch.ones(len(train_set), dtype=torch.bool).index_fill(0, held_out, False)
             test_images = choose_images(self.test_set, count)
-            sets = {**samples, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
+            sets = {**compared, TEST_IMAGES: test_images, FLOOR: train_set.images[held_out]}
             network = make_extractor(name, device=self.models.device)
             real = Reference.of(train_set.images[others], network)
             # Scores by features of the real images would take longer than the rest.
@@ -220,10 +219,10 @@ class Stages:
             return probe(choices.probes, path, precision=choices.precision)
 
 
-def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Samples whose distance to real images is measured, as bytes, without diverged ones."""
-    kept = {name: pictures[name] for name in COMPARED if name in pictures}
-    return {name: to_bytes(x[~is_diverged(x)]) for name, x in kept.items()}
+def bytes_to_compare(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Samples without noise, of which a distance to real images is measured, as bytes, without
+    diverged ones."""
+    return {k: to_bytes(x[~is_diverged(x)]) for k, x in samples.items() if k != "noisy"}
 
 
 def choose_evenly(labels: Tensor, count: int, *, equal: bool) -> Tensor:

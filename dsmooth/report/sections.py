@@ -46,15 +46,16 @@ SETTINGS = (
 )
 
 
-def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> None:
+def write_report(
+    path: Path, report: Report, samples: Mapping[str, Tensor], held_out: Mapping[str, Tensor]
+) -> None:
     """Write the page of a report to `path`; a section without numbers is left out.
 
-    pictures: (N, C, H, W) images by name.
+    samples, held_out: as `Stages.pictures` returns them.
     """
-    rows = {name: pictures[name] for name in DENOISED if name in pictures}
     fields = report.receptive_fields
-    figures = {name: grid(x[:SHOWN]) for name, x in pictures.items() if name not in rows}
-    figures["denoising"] = grid(*rows.values())
+    figures = {name: grid(x[:SHOWN]) for name, x in samples.items()}
+    figures["denoising"] = grid(*held_out.values())
     figures |= {name: receptive_png(fields, name) for name in fields.networks}
     if report.probes is not None:
         for name in ("noisy", "denoiser"):
@@ -65,7 +66,7 @@ def write_report(path: Path, report: Report, pictures: Mapping[str, Tensor]) -> 
         report=report,
         titles=TITLES,
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
-        denoised=[DENOISED[name] for name in rows],
+        denoised=[DENOISED[name] for name in held_out],
         bits=bits_table(report.bits),
         settings=settings_table(report.models),
         comparable=COMPARABLE,
