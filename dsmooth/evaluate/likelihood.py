@@ -114,7 +114,8 @@ class Scores:
 
 
 def conventions(scores: Scores) -> list[Convention]:
-    """The numbers of `scores` in every convention, the comparable ones first."""
+    """The numbers of `scores` in every convention: first of bytes, which are comparable, then the
+    density, in units of [-1, 1] and per grey level."""
 
     def row(name: str, nats: Tensor, meaning: str, comparable: bool = True) -> Convention:
         bits = scores.bits(nats)
@@ -132,18 +133,18 @@ def conventions(scores: Scores) -> list[Convention]:
         target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
         density_words = f"density of {target}{' given the class' * given} in units of [-1, 1]"
         byte_words = "the same per grey level; not a probability of bytes"
+    name, relation = "discrete bound", "upper bound on"
     if scores.noisy is None:
-        rows = [row("discrete", discrete, f"exactly -log2 P({event}) / d")]
-    else:
-        rows = [row("discrete bound", discrete, f"upper bound on -log2 P({event}) / d")]
-        if scores.n_noise > 1:
-            name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
-            meaning = "the same by the log of the mean weight, which is tighter"
-            rows.append(row(name, log_mean_exp(discrete)[None], meaning))
-        if scores.mixture is not None:
-            name = "discrete bound, mixture of classes"
-            meaning = "upper bound on -log2 P(bytes) / d of the mixture that the pair draws from"
-            rows.append(row(name, scores.mixture, meaning))
+        name, relation = "discrete", "exactly"
+    rows = [row(name, discrete, f"{relation} -log2 P({event}) / d")]
+    if scores.n_noise > 1:
+        name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
+        meaning = "the same by the log of the mean weight, which is tighter"
+        rows.append(row(name, log_mean_exp(discrete)[None], meaning))
+    if scores.mixture is not None:
+        name = "discrete bound, mixture of classes"
+        meaning = "upper bound on -log2 P(bytes) / d of the mixture that the pair draws from"
+        rows.append(row(name, scores.mixture, meaning))
     return [
         *rows,
         row("density", density, density_words, comparable=False),
@@ -154,8 +155,8 @@ def conventions(scores: Scores) -> list[Convention]:
 def bits_per_dim(scores: Scores) -> Convention:
     """The number by the likelihood of the denoiser or plain model: a density, or probabilities of
     bytes, which compare with the literature. A bound for a pair, exact for a plain model."""
-    trained_on_bytes = scores.continuous is None
-    return next(row for row in conventions(scores) if row.comparable == trained_on_bytes)
+    of_bytes, *_, density, _ = conventions(scores)
+    return of_bytes if scores.continuous is None else density
 
 
 def standard_error(values: Tensor) -> float | None:
@@ -204,20 +205,16 @@ def nats_of_images(
     labels = dataset.labels_for(classes) if dataset.has_classes(classes) else None
     no_label = NO_CLASS if classes else None
 
-    def compute(part: tuple[range, int]) -> dict[str, Tensor]:
-        batch, row = part
+    def compute(part: tuple[int, range]) -> dict[str, Tensor]:
+        row, batch = part
         indices = torch.arange(batch.start, batch.stop)
         label = no_label if labels is None else labels[indices].to(device)
         nats = nats_of(dataset.batch(indices).to(device, model.dtype), label, batch.start, row)
         return {name: values.double().cpu() for name, values in nats.items()}
 
-    parts = [*itertools.product(batches(len(dataset), batch_size), range(rows))]
+    parts = [*itertools.product(range(rows), batches(len(dataset), batch_size))]
     found = [*map_parts(compute, parts, in_threads=device.type == "cpu")]
-    by_row = [found[row::rows] for row in range(rows)]
-    return {
-        name: torch.stack([torch.cat([part[name] for part in row]) for row in by_row])
-        for name in found[0]
-    }
+    return {name: torch.cat([part[name] for part in found]).view(rows, -1) for name in found[0]}
 
 
 @torch.no_grad()
