@@ -13,6 +13,7 @@ from dsmooth import progress as progress_module
 from dsmooth.machine import torch_threads
 from dsmooth.progress import advance_to, portion, progress
 from dsmooth.work import Record, batches, map_parts
+from tests.helpers.data_makers import refuses
 from tests.helpers.rank_processes import start_ranks, wait_for_all
 
 
@@ -44,10 +45,11 @@ def test_an_error_in_a_part_is_the_callers(in_threads: bool) -> None:
 
 @pytest.mark.quick
 def test_a_kept_result_is_not_computed_again(tmp_path: Path) -> None:
-    compute = Mock(return_value=3)
+    compute, path = Mock(return_value=3), tmp_path / "x.json"
     for _ in range(2):
-        assert Record(tmp_path / "x.json", {"of": "ones"}, int).obtain(compute) == 3
+        assert Record(path, {"of": "ones"}, int).obtain(compute) == 3
     compute.assert_called_once()
+    refuses(r"x\.json does not fit: Expected `str`, got `int`", Record, path, {"of": "ones"}, str)
 
 
 def test_progress_adds_up_over_parts_and_portions(monkeypatch: pytest.MonkeyPatch) -> None:
