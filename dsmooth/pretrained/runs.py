@@ -194,7 +194,7 @@ class RunFolder:
             own = {n.removeprefix(head): t for n, t in tensors.items() if n.startswith(head)}
             network = networks[role] = load_network(config, own, self.weights, kind)
             network.role, network.image_size = role, settings.image_size
-            network.record = settings.training.get(role)
+            network.record, network.smoothing = settings.training.get(role), settings.noise
         return networks, settings
 
     def write_model(

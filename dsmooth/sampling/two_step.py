@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -40,6 +40,15 @@ class Pair(Protocol):
     def check_scale(self, name: str, x: Tensor) -> None: ...
 
 
+@dataclass(frozen=True)
+class Alone:
+    """The parts of a noisy model that draw its x~, and the mean of x given x~."""
+
+    noisy: PixelCNNpp
+    smoothing: Smoothing
+    image_size: tuple[int, int]
+
+
 Model = Pair | PixelCNNpp
 
 # An image that `disagrees` with its x~ is drawn again up to ATTEMPTS times. If x~ - x is noise of
@@ -56,7 +65,15 @@ def draw(model: Model, request: Request) -> Tensor:
     """
     if isinstance(model, PixelCNNpp):
         assert model.image_size is not None  # checked earlier
-        return draw_network(model, request, model.image_size)
+        if request.method != "single-step":
+            return draw_network(model, request, model.image_size)
+        assert model.smoothing is not None  # checked in `fitted`
+        return draw_of(Alone(model, model.smoothing, model.image_size), request)
+    return draw_of(model, request)
+
+
+def draw_of(model: Pair | Alone, request: Request) -> Tensor:
+    """`draw` from a pair, or from a noisy model whose images are denoised by the mean."""
     x_tilde = request.x_tilde
     steps = 1 if request.method == "noisy" or x_tilde is not None else 2
     if x_tilde is None:
@@ -65,9 +82,12 @@ def draw(model: Model, request: Request) -> Tensor:
     if request.method == "noisy":
         return x_tilde
     diverged = is_diverged(x_tilde).view(-1, 1, 1, 1)
-    denoise = denoise_by_mean if request.method == "single-step" else draw_clean
+    seen = torch.where(diverged, 0.0, x_tilde)
     with portion(1 / steps):
-        x = denoise(model, request, torch.where(diverged, 0.0, x_tilde))
+        if isinstance(model, Alone) or request.method == "single-step":
+            x = denoise_by_mean(model, request, seen)
+        else:
+            x = draw_clean(model, request, seen)
     return torch.where(diverged, math.nan, x)
 
 
@@ -80,10 +100,12 @@ def fitted(model: Model, request: Request) -> Request:
     if isinstance(model, PixelCNNpp):
         if model.config.conditioning != "none":
             raise ValueError("a denoiser draws given noisy images: name its noisy model too")
-        # A noisy model draws x~, as a pair does with the method "noisy".
-        if request.method != "two-step" and (model.role, request.method) != ("noisy", "noisy"):
+        # A noisy model draws x~, as a pair does with the method "noisy", or its mean given x~.
+        if request.method != "two-step" and model.role != "noisy":
             words = "is for a pair, not for a single model: leave it out"
             raise SettingError("method", words)
+        if request.method == "single-step" and model.smoothing is None:
+            raise SettingError("method", "needs the noise, which these weights do not say")
         networks = [model]
     else:
         networks = [model.noisy, model.denoiser][: 1 + (request.method == "two-step")]
@@ -101,7 +123,7 @@ def fitted(model: Model, request: Request) -> Request:
     return replace(request, label=request.labels(model.classes, model.device))
 
 
-def draw_noisy(pair: Pair, request: Request) -> Tensor:
+def draw_noisy(pair: Pair | Alone, request: Request) -> Tensor:
     """x~ ~ p(x~); its known pixels are those of the request plus noise of the smoothing."""
     if request.known is not None:
         seed, first_index = request.seed, request.first_index
@@ -144,7 +166,7 @@ def disagrees(smoothing: Smoothing, x: Tensor, x_tilde: Tensor) -> Tensor:
     return (chance < CHANCE).any(1)
 
 
-def denoise_by_mean(pair: Pair, request: Request, x_tilde: Tensor) -> Tensor:
+def denoise_by_mean(pair: Pair | Alone, request: Request, x_tilde: Tensor) -> Tensor:
     """E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula); known pixels are kept."""
     noisy, smoothing = pair.noisy, pair.smoothing
     if type(smoothing) is not GaussianSmoothing:  # a subclass may have other noise

@@ -47,6 +47,7 @@ MISTAKES = [
     ("sample noisy --out log.json/x.png", "x.png cannot be written: "),
     ("sample noisy --out suffixless", "suffixless must be a folder to write, and is a file"),
     ("sample noisy --out folder.npz", "folder.npz must be a file to write, and is a folder"),
+    ("sample plain --method single-step", "--method is for a pair, not for a single model"),
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
     (f"{FID} large.npy -n 1", "--count must be at least 2, got 1"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),

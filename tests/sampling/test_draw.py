@@ -231,6 +231,18 @@ def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> No
 
 
 @pytest.mark.usefixtures("place")
+def test_a_noisy_model_alone_draws_as_in_its_pair(capsys) -> None:
+    dsmooth.save(dsmooth.load("noisy").networks["noisy"], "weights")  # without the noise
+    command = ["sample", "-n", "3", "--device", "cpu", "--method"]
+    for method in ("noisy", "single-step"):
+        for models in (["noisy"], ["noisy", "denoiser"]):
+            assert run(*command, method, *models, "--out", f"{len(models)}.npz") == 0
+        alone, of_pair = (np.load(f"{n}.npz")["x"] for n in (1, 2))
+        assert np.array_equal(alone, of_pair)
+    complains(capsys, "--method needs the noise, which", *command, "single-step", "weights")
+
+
+@pytest.mark.usefixtures("place")
 def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypatch, caplog) -> None:
     """Too old a card, and one that vanished."""
     caplog.set_level("INFO", "dsmooth")
