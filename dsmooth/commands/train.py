@@ -61,8 +61,10 @@ def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:
     # NOISY and DENOISER are the folders of other runs.
     ((run, config),) = runs.items()
     path, label = shlex.quote(str(run.path)), " --label each" * config.classes
+    gaussian = config.smoothing == "gaussian"
+    single = f"`dsmooth sample {path}{label} --method single-step`, or " * gaussian
     step = {
-        "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
+        "noisy": f"{single}train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
         "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
         "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
     }[config.role]

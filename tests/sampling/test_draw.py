@@ -21,10 +21,12 @@ from dsmooth import cuda
 from dsmooth import progress as progress_module
 from dsmooth._extension import warn_once
 from dsmooth.commands.sample import check_outputs
+from dsmooth.commands.train import next_step
 from dsmooth.data import to_bytes
 from dsmooth.data.pictures import grid_png
 from dsmooth.data.sources import read_images
 from dsmooth.files import check_writable, lock_folder
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.sampling import (
     CachedSampler,
     keep_top,
@@ -240,6 +242,11 @@ def test_a_noisy_model_alone_draws_as_in_its_pair(capsys) -> None:
         alone, of_pair = (np.load(f"{n}.npz")["x"] for n in (1, 2))
         assert np.array_equal(alone, of_pair)
     complains(capsys, "--method needs the noise, which", *command, "single-step", "weights")
+    trained = RunFolder("noisy")
+    words = next_step({trained: trained.read_config()[0]})
+    (named,) = re.findall("`dsmooth (.* single-step)`", words)
+    assert run(*named.split(), "-n", "3", "--device", "cpu", "--out", "named.npz") == 0
+    assert np.array_equal(np.load("named.npz")["x"], alone)
 
 
 @pytest.mark.usefixtures("place")
