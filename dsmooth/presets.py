@@ -44,6 +44,9 @@ def _ours(noisy: TrainConfig) -> dict[Role, TrainConfig]:
     if noisy.data == "mnist":
         # Nearly all bits of MNIST name the bytes of grey pixels (docs/experiments/013-bytes.md).
         network = replace(network, atoms="all", fourier_features=8, head_filters=64)
+    elif noisy.data == "folder":
+        network = replace(network, n_mix=1)  # docs/experiments/028-photographs-trials.md
+    if noisy.data != "cifar10":
         noisy = replace(noisy, model=replace(noisy.model, likelihood="gaussian"))
     denoiser = replace(noisy, role="denoiser", model=replace(network, conditioning="concat"))
     return {
@@ -57,7 +60,7 @@ PRESETS = {
     "mnist-quick": _ours(TrainConfig(model=_QUICK, images=24_000, batch_size=16)),
     "mnist": _ours(TrainConfig(model=_F40, images=3_000_000)),
     "cifar10": _ours(TrainConfig(data="cifar10", scale=0.3, model=_F160, images=10_000_000)),
-    "photos": _ours(TrainConfig(data="folder", scale=0.3, image_size=32, model=_F32, batch_size=8)),
+    "photos": _ours(TrainConfig(data="folder", scale=0.2, image_size=32, model=_F32, batch_size=8)),
     "mnist-paper": _paper(replace(_PAPER, model=_F40)),
     "cifar10-paper": _paper(replace(_PAPER, data="cifar10", scale=0.3, model=_F160)),
     "celeba-paper": _paper(replace(_PAPER, data="celeba", scale=0.3, image_size=32, model=_F160)),

@@ -128,7 +128,9 @@ def pack(runs: Path, folder: Path) -> None:
         kept = steps[:: max(1, len(steps) // STEPS)]
         entries = [entry for entry in entries if not isinstance(entry, Step) or entry in kept]
         target.path.mkdir(parents=True, exist_ok=True)
-        target.write_config(replace(config, data_dir=None, download=False), size)
+        # A run that began with others began, in the end, with earlier weights of the package.
+        init = config.init and folder.name
+        target.write_config(replace(config, data_dir=None, download=False, init=init), size)
         write_atomically(target.log, "".join(map(entry_line, entries)).encode())
         network = dsmooth.load(source.path).networks[config.role].half()
         assert network.record is not None  # a run that is finished has one

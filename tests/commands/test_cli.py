@@ -149,8 +149,8 @@ def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
         ("", {"images": 24_000, "budget": None}),
         ("--preset photos --data cifar10", {"image_size": None}),
         ("--preset photos --data folder", {"image_size": 32}),
-        ("--data cifar10", {"image_size": None, "scale": 0.3}),
-        ("--data celeba", {"image_size": 32, "scale": 0.3}),
+        ("--data cifar10", {"image_size": None, "scale": 0.2}),
+        ("--data celeba", {"image_size": 32, "scale": 0.2}),
         ("--preset mnist --budget 2", {"images": None, "budget": 2.0}),
         ("--preset mnist-paper --set flip=false --seed 3", {"optimizer": "adam", "seed": 3}),
     ],
@@ -187,7 +187,7 @@ def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys) -> Non
     for role, conditioning in (("noisy", "none"), ("denoiser", "concat")):
         config, size = RunFolder(Path("mine") / role).read_config()
         assert (config.model.conditioning, config.model.image_channels) == (conditioning, 3)
-        assert (config.scale, config.image_size, size) == (0.3, None, (8, 8))
+        assert (config.scale, config.image_size, size) == (0.2, None, (8, 8))
     words = ["train", "noisy", "images", "--out", "grey", "--images=8", "--init", "mnist"]
     complains(capsys, "--init mnist has image_channels 1, not 3", *words)
 

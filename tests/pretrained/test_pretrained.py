@@ -73,6 +73,7 @@ def test_packaged_models_are_small_and_know_no_path() -> None:
     for path in files:
         if path.suffix == ".json":
             assert "data_dir" not in path.read_text().replace('"data_dir": null', "")
+            assert '"init": "/' not in path.read_text()
 
 
 @pytest.mark.parametrize("name", PAIRS)
