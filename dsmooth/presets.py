@@ -44,14 +44,14 @@ def _ours(noisy: TrainConfig) -> dict[Role, TrainConfig]:
     if noisy.data == "mnist":
         # Nearly all bits of MNIST name the bytes of grey pixels (docs/experiments/013-bytes.md).
         network = replace(network, atoms="all", fourier_features=8, head_filters=64)
-    elif noisy.data == "folder":
-        network = replace(network, n_mix=1)  # docs/experiments/028-photographs-trials.md
     if noisy.data != "cifar10":
         noisy = replace(noisy, model=replace(noisy.model, likelihood="gaussian"))
-    denoiser = replace(noisy, role="denoiser", model=replace(network, conditioning="concat"))
+    denoiser = replace(network, conditioning="concat")
+    if noisy.data == "folder":  # with so little noise (docs/experiments/028-photographs-trials.md)
+        denoiser = replace(denoiser, n_mix=1)
     return {
         "noisy": noisy,
-        "denoiser": denoiser,
+        "denoiser": replace(noisy, role="denoiser", model=denoiser),
         "plain": replace(noisy, role="plain", model=network),
     }
 
