@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,6 @@ from .images import (
 )
 from .layers import Conv1x1, GatedResnet, WeightNormConv, listed
 from .pretrained import Pretrained
-
-if TYPE_CHECKING:  # it imports this package
-    from ..smoothing import Smoothing
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 
@@ -98,7 +95,7 @@ class PixelCNNpp(Pretrained):
         super().__init__()
         self.config = config
         self.role: Role | None = None  # the role that it was trained for, if known
-        self.smoothing: Smoothing | None = None  # the noise that it was trained for, if known
+        self.smoothing: Any = None  # the `Smoothing` that it was trained for, if known
         channels, f, r = config.input_channels, config.n_filters, config.n_resnet
         self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
         self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
