@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_packaged_models_are_small_and_know_no_path() -> None:
         if path.suffix == ".json":
             assert "data_dir" not in path.read_text().replace('"data_dir": null', "")
             assert '"init": "/' not in path.read_text()
+
+
+def test_the_packaged_photographs_have_the_settings_of_their_preset() -> None:
+    """But for the run's length and seed, and for the weights, and rates, that it began with."""
+    own = {"images", "evaluations", "seed", "precision", "init", "rate_factor", "kernel_rate"}
+    for role, folder in load("photos").runs.items():
+        trained, named = asdict(folder.read_config()[0]), asdict(dsmooth.preset("photos", role))
+        assert {name for name in named if trained[name] != named[name]} <= own
 
 
 @pytest.mark.parametrize("name", PAIRS)
