@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,13 +15,14 @@ from .fields import check_number, check_tensor
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.condition import ClassLabel, labels_of, log_prior
-from .nn.images import check_images, check_scale, check_size, snap_half_precision
+from .nn.images import check_images, check_scale, check_size
 from .nn.pretrained import Pretrained
 from .nn.weights import in_evaluation
 from .progress import advance_to, portion
-from .sampling.request import Choices, DrawChoices, Request, drawn_seed, known_pixels
-from .sampling.request import keep_top as top_rows
-from .sampling.two_step import draw, fitted
+from .sampling.draw import Choices, Draw, DrawChoices
+from .sampling.resolve import drawn_seed, resolve
+from .sampling.resolve import keep_top as top_rows
+from .sampling.two_step import draw
 from .smoothing import Smoothing
 from .work import batches
 
@@ -104,7 +105,8 @@ class SmoothedPair(Pretrained):
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments that do not fit.
         """
-        return self._draw(Request.make(n, choices, method, precision), threads, batch_size)
+        asked = partial(resolve, self, n, method=method, precision=precision, **choices)
+        return self._draw(asked, threads, batch_size)
 
     @torch.no_grad()
     def complete(
@@ -126,17 +128,10 @@ class SmoothedPair(Pretrained):
         fraction `keep_top` of the rows. Others: see `sample`; a list of labels has length B.
         Returns (B * draws, C, H, W), the completions of an image one after the other.
         """
-        self._check_images("x", x)
-        if mask is None:
+        if mask is None and isinstance(x, Tensor):
             mask = top_rows(keep_top, self.image_size).to(x.device)
-        known = known_pixels(x, mask, len(x))
-        self.check_scale("x", known.values)
-        images = known.images
-        if self.denoiser.config.likelihood == "discretized":
-            images = snap_half_precision(images)
-        known = replace(known, images=images.to(torch.promote_types(self.dtype, torch.float32)))
-        request = replace(Request.make(len(x), choices, method, precision), known=known)
-        return self._draw(request.repeated(draws), threads, batch_size)
+        asked = partial(resolve, self, x=x, mask=mask, draws=draws, method=method, **choices)
+        return self._draw(partial(asked, precision=precision), threads, batch_size)
 
     @torch.no_grad()
     def denoise(
@@ -152,19 +147,21 @@ class SmoothedPair(Pretrained):
 
         Raises ValueError for images of another size.
         """
-        self._check_images("x_tilde", x_tilde)
-        request = Request.make(len(x_tilde), choices, method, precision, x_tilde)
-        return self._draw(request, threads)
+        asked = partial(resolve, self, x_tilde=x_tilde, method=method, **choices)
+        return self._draw(partial(asked, precision=precision), threads)
 
-    def _draw(self, request: Request, threads: int | None, batch_size: int | None = None) -> Tensor:
-        """The images of a request, at most `batch_size` at a time."""
+    def _draw(
+        self, asked: Callable[[], Draw], threads: int | None, batch_size: int | None = None
+    ) -> Tensor:
+        """The images of a draw, at most `batch_size` at a time."""
         if batch_size is not None:
             check_number("batch_size", batch_size)
-        request, n, drawn = fitted(self, request), request.count, []
         with torch_threads(threads):
+            whole, drawn = asked(), []
+            n = len(whole.indices)
             for part in batches(n, batch_size or n):
                 with portion(len(part) / n):
-                    drawn.append(draw(self, request.part(part)))
+                    drawn.append(draw(whole.part(part)))
         return torch.cat(drawn)
 
     def single_step(

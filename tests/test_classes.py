@@ -22,7 +22,7 @@ from dsmooth.nn.layers import GatedResnet
 from dsmooth.philox import Stream, image_words
 from dsmooth.pretrained.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
-from dsmooth.sampling.request import Request
+from dsmooth.sampling.resolve import resolve, resolved_labels
 from dsmooth.training import train
 from tests.helpers.command_runs import complains, run
 from tests.helpers.data_makers import random_dataset, refuses
@@ -133,16 +133,18 @@ def with_shares(*shares: float) -> dsmooth.SmoothedPair:
 def test_classes_have_their_shares_of_the_training_images() -> None:
     """In draws of the prior, a function of the image; in the bound and in Bayes' rule."""
     words = image_words(1000, 1, seed=3, first_index=7, stream=Stream.CLASS)
-    prior = Request(1000, seed=3, first_index=7, label="prior")
-    assert torch.equal(prior.labels(numbered(10)), words[:, 0, 0] * 10 >> 32)
+    drawn = labels_by("prior", numbered(10), range(7, 1007), seed=3)
+    assert torch.equal(drawn, words[:, 0, 0] * 10 >> 32)
     shares = (0.5, 0.3, 0.2)
     pair, x = with_shares(*shares), inputs("none")[0]
-    drawn = Request(20_000, seed=3, label="prior").labels(pair.classes)
+    whole = resolve(pair, 20_000, seed=3)
+    drawn = whole.labels
     counts = torch.bincount(drawn, minlength=CLASSES)
     expected = 20_000 * torch.tensor(shares)
     assert ((counts - expected).abs() < 4 * (expected * (1 - torch.tensor(shares))).sqrt()).all()
-    part = Request(20_000, seed=3, label="prior").part(range(100, 109)).labels(pair.classes)
-    assert torch.equal(part, drawn[100:109])
+    part = resolve(pair, 9, seed=3, first_index=100)
+    assert torch.equal(part.labels, drawn[100:109])
+    assert torch.equal(whole.part(range(100, 109)).labels, drawn[100:109])
     rows = [pair.elbo(x, label=torch.full((3,), c)) for c in range(CLASSES)]
     mixture = torch.stack([bound + math.log(p) for bound, p in zip(rows, shares, strict=True)])
     torch.testing.assert_close(pair.elbo(x), mixture.logsumexp(0))
@@ -151,7 +153,7 @@ def test_classes_have_their_shares_of_the_training_images() -> None:
     bits = -float(joint.logsumexp(1).mean()) / (64 * math.log(2))
     assert found.bits_of_mixture == pytest.approx(bits)
     none = with_shares(1.0, 0.0, 0.0)
-    assert not Request(1000, label="prior").labels(none.classes).any()
+    assert not resolve(none, 1000, label="prior").labels.any()
     torch.testing.assert_close(none.elbo(x), none.elbo(x, label=torch.zeros(3).long()))
 
 
@@ -209,23 +211,30 @@ def test_the_classes_of_a_pair_are_the_same() -> None:
         refuses(f"the same classes, got cat, dog, eel and {', '.join(other)}", make, *other)
 
 
-def test_the_labels_of_a_request() -> None:
+def labels_by(
+    label: object, classes: Classes | None, indices: range, seed: int = 0, device: str = "cpu"
+) -> torch.Tensor | None:
+    return resolved_labels(label, classes, indices, 1, seed, torch.device(device))
+
+
+def test_the_labels_of_a_draw() -> None:
     """A function of the image's number; parts have those of their images."""
     fixed = np.broadcast_to(np.array(2), 3)  # nobody may write into it
     for label in (2, "2", np.int64(2), np.array(2), np.array([2, 2, 2])[::-1], fixed, [2, 2, 2]):
-        assert Request(3, label=label).labels(numbered(4)).tolist() == [2, 2, 2]
-    each, three = Request(5, first_index=2**40 + 1, label="each"), numbered(3)
-    assert each.labels(three).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
-    assert torch.equal(each.part(range(2, 4)).labels(three), each.labels(three)[2:4])
+        assert labels_by(label, numbered(4), range(3)).tolist() == [2, 2, 2]
+    far, three = range(2**40 + 1, 2**40 + 6), numbered(3)
+    assert labels_by("each", three, far).tolist() == [i % 3 for i in far]
+    assert torch.equal(labels_by("each", three, far[2:4]), labels_by("each", three, far)[2:4])
     label = torch.tensor([0, 2, -1, 1, 0])
-    own = Request(5, label=label)
-    assert own.part(range(1, 4)).label.data_ptr() == label[1:].data_ptr()  # no copy
-    assert torch.equal(own.part(range(1, 4)).labels(three), label[1:4])
-    assert Request(5, label=label.tolist()).part(range(1, 4)).labels(three).tolist() == [2, -1, 1]
-    assert Request(5).labels(None) is None
-    beyond = Request(2, label=torch.tensor([0, 3]))
-    refuses("label` must lie in -1 .. 2, got 3", beyond.labels, three, "meta")  # as a GPU
-    refuses("`label` must have 5 classes, got 4", Request, 5, label=torch.zeros(4).long())
+    own = resolve(network(n_classes=3), 5, size=(4, 4), label=label)
+    assert own.part(range(1, 4)).labels.data_ptr() == label[1:].data_ptr()  # no copy
+    assert torch.equal(own.part(range(1, 4)).labels, label[1:4])
+    assert labels_by(label.tolist(), three, range(5)).tolist() == label.tolist()
+    assert labels_by(None, None, range(5)) is None
+    beyond = torch.tensor([0, 3])
+    words = "label` must lie in -1 .. 2, got 3"
+    refuses(words, labels_by, beyond, three, range(2), device="meta")  # as a GPU
+    refuses("`label` must have 5 classes, got 4", labels_by, label[1:], three, range(5))
 
 
 @pytest.mark.parametrize(("noisy", "denoiser"), [(0, CLASSES), (CLASSES, 0)])

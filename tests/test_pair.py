@@ -135,7 +135,7 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
     """By default the faster one is used."""
     pair, drawn = tiny_pair("continuous"), []
     for fast, precision in ((False, "float32"), (True, "bfloat16")):
-        monkeypatch.setattr("dsmooth.sampling.cached.has_fast_bfloat16", lambda _, is_=fast: is_)
+        monkeypatch.setattr("dsmooth.sampling.resolve.has_fast_bfloat16", lambda _, is_=fast: is_)
         drawn.append(CachedSampler(pair.noisy, getattr(torch, precision)).sample(2, 8, 8))
         for choice in ("auto", precision):
             assert torch.equal(pair.sample(2, precision=choice, method="noisy"), drawn[-1])

@@ -45,7 +45,6 @@ from dsmooth.report.contents import Machine, ModelSummary, describe_machine, des
 from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, grid, settings_table
 from dsmooth.results import FLOOR, BitsResult, BlockScores, ProbeResult
-from dsmooth.sampling.request import Request
 from dsmooth.text import COMPARABLE, Table, bits_table, render
 from dsmooth.work import read_record, record_of
 
@@ -148,8 +147,8 @@ def write_card(
     stages = Stages(work, models, train_set, test_set, choices)
     pictures, _ = stages.pictures()
     if models.classes:
-        guided = Request(count, label="each", guidance=GUIDANCE)
-        pictures["guided"] = stages.draw("guided", guided, models.pair)
+        guided = {"count": count, "label": "each", "guidance": GUIDANCE}
+        pictures["guided"] = stages.draw("guided", models.pair, **guided)
     class_names = models.classes.names if models.classes else ()
     is_labelled = test_set.has_classes(models.classes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,24 +11,21 @@ from ..data import to_float
 from ..data.dataset import as_grey
 from ..data.pictures import is_diverged
 from ..data.sources import read_images, read_mask
-from ..fields import check_number
 from ..files import printable
 from ..pretrained import DEFAULT, Loaded, find, images_for, load, runs_in
 from ..progress import progress
-from ..sampling.output import draw_all, drawing_device, write_completions
-from ..sampling.request import checked_shape, keep_top, known_pixels
-from ..sampling.two_step import fitted
+from ..sampling.output import draw_all, write_completions
+from ..sampling.resolve import drawing_device, keep_top, resolve
 from .options import Complete
-from .sample import check_outputs, request_of, say_drawn
+from .sample import check_outputs, choices_of, say_drawn
 
 
 def complete(options: Complete) -> None:
     """Run `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
-    check_number("draws", options.draws)
     if options.mask is not None and options.keep_top is not None:
         raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     check_outputs(options.out, folder=False)
-    request = request_of(options)
+    choices = choices_of(options)
     names, source = [*options.models], options.images
     if source is None and names and names[-1].exists() and not runs_in(find(names[-1])):
         source = names.pop()
@@ -43,16 +39,15 @@ def complete(options: Complete) -> None:
         mask = keep_top(fraction, models.image_shape[1:])
     else:
         mask = read_mask(options.mask)
-    checked_shape(len(x) * options.draws, *models.image_shape)
-    known = known_pixels(x.to(device), mask.to(device), len(x))
-    label = labels if request.label == "own" and labels is not None else request.label
-    request = replace(request, count=len(x), known=known, label=label).repeated(options.draws)
-    request = fitted(models.model, request)
+    if choices["label"] == "own" and labels is not None:
+        choices["label"] = labels
+    choices |= {"x": x.to(device), "mask": mask.to(device), "draws": options.draws}
+    whole = resolve(models.model, **choices)
     started = time.monotonic()
-    with progress("completing", request.count):
-        completed = draw_all(models.model, request)
+    with progress("completing", len(whole.indices)):
+        completed = draw_all(whole)
     for path in options.out:
-        write_completions(path, x, mask, completed, request.seed)
+        write_completions(path, x, mask, completed, whole.seed)
         print(f"wrote {printable(path)}")
     say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 

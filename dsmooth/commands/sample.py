@@ -4,61 +4,57 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..data.pictures import is_diverged, save_grid
 from ..distributed import from_first
 from ..files import check_writable, printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
-from ..sampling.cached import sampler_on
-from ..sampling.output import draw_all, draw_folder, drawing_device, write_images
-from ..sampling.request import Request, checked_shape, drawn_seed
-from ..sampling.two_step import fitted
+from ..sampling.output import draw_all, draw_folder, write_images
+from ..sampling.resolve import drawing_device, drawn_seed, resolve
 from .options import Complete, Sample
 
 
 def sample(options: Sample) -> None:
     """Run `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     check_outputs(options.out)
-    request = replace(request_of(options), first_index=options.first_index)
+    is_folder = not suffix_of(options.out[0])
+    choices = {**choices_of(options), "first_index": options.first_index}
     models = load(*options.models, device=drawing_device(options.execution.device))
-    request = fitted(models.model, request)
-    precision, _ = sampler_on(models.device, request.precision)
+    whole = resolve(models.model, options.count, in_memory=not is_folder, **choices)
     started = time.monotonic()
-    if not suffix_of(options.out[0]):
+    if is_folder:
+        assert whole.noisy is not None
         settings = {
             **vars(options.drawing),
-            "seed": request.seed,
-            "first_index": request.first_index,
+            "seed": whole.seed,
+            "first_index": whole.indices.start,
             "device": models.device.type,
-            "precision": precision,
+            "precision": str(whole.noisy.dtype).removeprefix("torch."),
             "models": models.identity(),
         }
-        with progress("drawing", request.count):
-            drawn, diverged = draw_folder(options.out[0], models.model, request, settings)
+        with progress("drawing", options.count):
+            drawn, diverged = draw_folder(options.out[0], whole, settings)
     else:
-        checked_shape(request.count, *models.image_shape)
-        with progress("drawing", request.count):
-            x = draw_all(models.model, request)
+        with progress("drawing", options.count):
+            x = draw_all(whole)
         drawn, diverged = len(x), int(is_diverged(x).sum())
         for path in options.out:
             if path.suffix == ".png":
                 save_grid(x, path)
             else:
-                write_images(path, x, request, models.classes)
+                write_images(path, x, whole, models.classes)
     for path in options.out:
         print(f"wrote {printable(path)}")
-    say_drawn(drawn, diverged, started, existing=request.count - drawn)
+    say_drawn(drawn, diverged, started, existing=options.count - drawn)
 
 
-def request_of(options: Sample | Complete) -> Request:
-    """The request of the options that both commands have."""
-    drawing = {**vars(options.drawing)}
-    if drawing["seed"] is None:
-        drawing["seed"] = from_first(drawn_seed)
-    return Request(options.count, precision=options.execution.precision, **drawing)
+def choices_of(options: Sample | Complete) -> dict[str, Any]:
+    """The options that both commands hand to `resolve`. All processes have the same seed."""
+    choices = {**vars(options.drawing), "precision": options.execution.precision}
+    return choices if choices["seed"] is not None else {**choices, "seed": from_first(drawn_seed)}
 
 
 def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:

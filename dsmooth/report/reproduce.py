@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,10 +29,8 @@ from ..pair import SmoothedPair
 from ..pretrained import Loaded
 from ..progress import progress
 from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from ..sampling.cached import sampler_on
 from ..sampling.output import draw_all, write_images
-from ..sampling.request import Request
-from ..sampling.two_step import fitted
+from ..sampling.resolve import resolve, sampler_precision
 from ..smoothing import GaussianSmoothing
 from ..work import Record
 from .contents import Report, describe_machine, describe_model
@@ -112,12 +110,11 @@ class Stages:
     @cached_property
     def request(self) -> Mapping[str, object]:
         """All that decides the results."""
-        precision, _ = sampler_on(self.models.device, self.choices.precision)
         return {
             "data_sha256": {"train": self.train_set.digest, "test": self.test_set.digest},
             "settings": self.models.identity(),
             "clean_noise": clean_noise_of(self.models.pair),
-            "drawn_in": precision,
+            "drawn_in": sampler_precision(self.models.device, self.choices.precision),
             **asdict(self.choices),
         }
 
@@ -142,35 +139,34 @@ class Stages:
         noised = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
         has_classes = self.test_set.has_classes(models.classes)
         label = first.labels_for(models.classes) if has_classes else NO_CLASS
-        given = Request(len(clean), seed, label=label)
-        drawn = Request(self.choices.count, seed, label="each" if models.classes else None)
+        new = {"count": self.choices.count, "label": "each" if models.classes else None}
 
-        samples = {"noisy": self.draw("noisy", replace(drawn, method="noisy"), pair)}
+        samples = {"noisy": self.draw("noisy", pair, method="noisy", **new)}
         held_out = {"held-out": clean, "held-out-noisy": noised}
-        from_noisy = replace(drawn, x_tilde=samples["noisy"].to(models.device))
-        from_noised = replace(given, x_tilde=noised.to(models.device))
         for method in methods:
-            name = f"held-out-{method}"
-            samples[method] = self.draw(method, replace(from_noisy, method=method), pair)
-            held_out[name] = self.draw(name, replace(from_noised, method=method), pair)
+            name, x_tilde = f"held-out-{method}", samples["noisy"].to(models.device)
+            samples[method] = self.draw(method, pair, method=method, x_tilde=x_tilde, **new)
+            x_tilde = noised.to(models.device)
+            held_out[name] = self.draw(name, pair, method=method, x_tilde=x_tilde, label=label)
         if models.plain is not None:
-            samples["plain"] = self.draw("plain", drawn, models.plain)
+            samples["plain"] = self.draw("plain", models.plain, **new)
         return samples, held_out
 
-    def draw(self, name: str, request: Request, model: SmoothedPair | PixelCNNpp) -> Tensor:
+    def draw(
+        self, name: str, model: SmoothedPair | PixelCNNpp, *, label: Any, **choices: Any
+    ) -> Tensor:
         """The images (N, C, H, W) of samples/NAME.npz, which a model draws unless the file is
-        there; NAME.png shows the first ones."""
+        there; NAME.png shows the first ones. choices: of `resolve`; label: of models with classes.
+        """
         path = self.folder / "samples" / f"{name}.npz"
         if from_first(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
-        classes = model.classes
-        label = request.label if classes else None
-        precision = self.choices.precision
-        request = fitted(model, replace(request, label=label, precision=precision))
-        with progress(f"drawing {name}", request.count):
-            x = draw_all(model, request)
+        choices |= {"precision": self.choices.precision, "seed": self.choices.seed}
+        whole = resolve(model, label=label if model.classes else None, **choices)
+        with progress(f"drawing {name}", len(whole.indices)):
+            x = draw_all(whole)
         save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
-        write_images(path, x, request, classes)
+        write_images(path, x, whole, model.classes)
         return x
 
     def bits_per_dim(self) -> BitsResult:

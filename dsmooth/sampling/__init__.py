@@ -1,8 +1,8 @@
 """Samplers: the specification, the cached one, and images into files."""
 
-from .cached import CachedSampler, sample_images
-from .request import Choices, keep_top
-from .sequential import sequential_sample
+from .draw import Choices
+from .resolve import keep_top
+from .samplers import CachedSampler, sample_images, sequential_sample
 
 __all__ = [
     "CachedSampler",

@@ -1,4 +1,4 @@
-"""Cached incremental sampling in the native extension, with forward passes as the fallback."""
+"""Cached incremental sampling in the native extension."""
 
 from __future__ import annotations
 
@@ -13,21 +13,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
-from .._extension import extension, warn_once
-from ..config import Precision
-from ..cuda import sampler_kernel, sampler_obstacle
-from ..fields import check_number, check_one_of
-from ..machine import has_fast_bfloat16, torch_threads
+from .._extension import extension
+from ..cuda import sampler_kernel
+from ..fields import check_one_of
 from ..nn import PixelCNNpp
-from ..nn.condition import check_context
 from ..nn.weights import changed_layer
 from ..progress import advance_to
+from .draw import Draw
 from .operations import as_numpy
 from .program import Program
-from .request import Choices, Request, checked_shape
-from .sequential import draw_sequentially
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "amx", "neon"]
 
@@ -38,27 +33,8 @@ LAUNCHES_AHEAD = 8
 POLL_SECONDS = 0.001
 
 
-class CachedSampler:
-    """Draws images from a PixelCNNpp on its device; each activation is computed once per image.
-
-    It draws the images of `sequential_sample`, up to rounding, from the same noise. For a given
-    dtype and instruction set they are bitwise the same for any batch size, first_index, slicing and
-    number of threads.
-
-    model: on the CPU or a CUDA device, in evaluation or training mode (it samples without dropout).
-    Its weights are copied and packed once, here: later changes do not affect the sampler. dtype:
-    torch.float32, or torch.bfloat16 for weights and activations; sums and the head are always
-    float32. On a CUDA device bfloat16 is faster, since it uses tensor cores. instruction_set: of
-    the CPU alone; "auto" is the best that the CPU has. For bfloat16 "avx512" includes "avx512bf16".
-
-    Raises TypeError for a layer that is not the library's own or has forward hooks. Raises
-    ValueError for another dtype, for a model on an unsupported device and for a parameter that is
-    not finite. Raises RuntimeError, with the reason, if the extension is missing or cannot use the
-    device, or if the CPU lacks the instruction set.
-
-    For a CUDA device without packaged machine code, the first sampler compiles it, which takes
-    about 20 seconds, and stores it in ~/.cache/dsmooth.
-    """
+class PackedNetwork:
+    """The weights of a network, packed for the native sampler. For users: `CachedSampler`."""
 
     def __init__(
         self,
@@ -76,7 +52,7 @@ class CachedSampler:
                 raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
         check_one_of("dtype", dtype, (torch.float32, torch.bfloat16))
         self.config = model.config
-        self.dtype = dtype
+        self.dtype, self.image_dtype = dtype, torch.float32
         self.device = device
         bf16 = dtype == torch.bfloat16
         program = Program(model, bf16=bf16)
@@ -104,76 +80,31 @@ class CachedSampler:
         """Bytes of the caches of one image."""
         return int(self._native.bytes_per_image(height, width))
 
-    def sample(
-        self,
-        n: int,
-        height: int,
-        width: int,
-        *,
-        context: Tensor | None = None,
-        threads: int | None = None,
-        max_slice: int | None = None,
-        **choices: Unpack[Choices],
-    ) -> Tensor:
-        """Draw n images.
+    @torch.no_grad()
+    def run(self, draw: Draw, threads: int | None = None, max_slice: int | None = None) -> Tensor:
+        """The images of a draw: (n, C, H, W) float32 on the network's device.
 
-        height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, on
-        the model's device. threads: None for torch's setting. max_slice: maximal number of images
-        that a thread (a thread block) draws at a time, which bounds the memory. choices: see
-        `Choices`; known is float32, and known and mask are on the model's device.
-        Returns (n, C, height, width) float32 on the sampler's device; the value of a byte for a
-        discretized likelihood, unclamped for the others.
-
-        On the CPU, Ctrl-C ends the call within a second. On a CUDA device the call launches a
-        kernel for every few rows on the current stream, and returns before the last kernels finish.
-        It ignores threads. A context that is not finite gives images that are not
-        finite. A CUDA graph can capture the call; the sampler must outlive the graph.
-
-        Raises ValueError for arguments out of range, before any work; MemoryError, or
-        torch.cuda.OutOfMemoryError, if the caches do not fit.
+        threads, max_slice: see `CachedSampler.sample`.
         """
-        for name, value in (("threads", threads), ("max_slice", max_slice)):
-            if value is not None:
-                check_number(name, value)
-        request = Request.make(n, choices)
-        return self.run(request, (height, width), context, threads, max_slice)
-
-    def run(
-        self,
-        request: Request,
-        size: tuple[int, int],
-        context: Tensor | None = None,
-        threads: int | None = None,
-        max_slice: int | None = None,
-    ) -> Tensor:
-        """Draw a request for images of `size` (H, W), like `sample`."""
-        shape = checked_shape(request.count, self.config.image_channels, *size)
-        out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
-        check_context(context, self.config.conditioning, out)
-        if request.known is not None:
-            out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
-            mask = request.known.mask.contiguous().view(torch.uint8)
-        passes = request.passes(self.config, out)
+        out = torch.empty(
+            len(draw.indices), *draw.shape, dtype=self.image_dtype, device=self.device
+        )
+        context, known, passes = draw.x_tilde, draw.known, draw.passes
         labels = [label for label in passes if label is not None]
         # The passes of an image are adjacent.
         repeat = partial(torch.repeat_interleave, repeats=len(passes), dim=0)
-
-        out = repeat(out)
         if context is not None:
             context = repeat(context).detach().resolve_neg().contiguous()
-            if self.device.type == "cpu" and not np.isfinite(context.numpy()).all():
-                raise ValueError("context must be finite, got a NaN or an infinity")
-        mask = None if mask is None else repeat(mask)
-        label = torch.stack(labels, 1).flatten() if labels else None
+        out = repeat(out if known is None else known.keep(out))
         arguments = {
             "out": out,
             "context": context,
-            "mask": mask,
-            "labels": label,
-            "seed": request.seed,
-            "first_index": request.first_index,
-            "temperature": request.temperature,
-            "guidance": request.guidance,
+            "mask": known and repeat(known.mask.contiguous().view(torch.uint8)),
+            "labels": torch.stack(labels, 1).flatten() if labels else None,
+            "seed": draw.seed,
+            "first_index": draw.indices.start,
+            "temperature": draw.temperature,
+            "guidance": draw.guidance,
         }
         if self.device.type == "cuda":
             self._launch(out.shape, max_slice or 0, len(passes), arguments)
@@ -230,50 +161,13 @@ class CachedSampler:
                         time.sleep(POLL_SECONDS)
 
 
-def sampler_on(device: torch.device, precision: Precision = "auto") -> tuple[Precision, str | None]:
-    """The precision of the cached sampler on `device`, and why it cannot run; None if it can.
-
-    "auto" is bfloat16 where it is faster.
-    """
-    if precision == "auto":
-        is_fast = sampler_obstacle(device) is None and has_fast_bfloat16(device)
-        precision = "bfloat16" if is_fast else "float32"
-    return precision, sampler_obstacle(device, precision)
-
-
 # For each network and dtype, the weights that were packed and their sampler.
-_PACKED: WeakKeyDictionary[PixelCNNpp, dict[torch.dtype, tuple[Tensor, CachedSampler]]] = (
+_PACKED: WeakKeyDictionary[PixelCNNpp, dict[torch.dtype, tuple[Tensor, PackedNetwork]]] = (
     WeakKeyDictionary()
 )
 
 
-def draw_network(
-    model: PixelCNNpp,
-    request: Request,
-    size: tuple[int, int],
-    context: Tensor | None = None,
-) -> Tensor:
-    """The images (count, C, H, W) of a request, drawn by `CachedSampler` if it can run.
-
-    Otherwise they are drawn by one forward pass per pixel.
-    """
-    weight, change = model.head.bias, changed_layer(model)
-    operands, obstacle = sampler_on(weight.device, request.precision)
-    if change is None and weight.dtype == torch.float64:
-        change = "the weights are float64: .float() rounds"
-    reason = change or obstacle
-    if context is not None and context.is_floating_point():
-        context = context.to(torch.float32 if reason is None else weight.dtype)
-    if reason is None:
-        return packed_sampler(model, getattr(torch, operands)).run(request, size, context)
-    if request.precision == "bfloat16":
-        raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-    hint = "" if change else "; `dsmooth doctor` says more"
-    warn_once("one forward pass per pixel: %s%s", reason, hint)
-    return draw_sequentially(model, request, size, context)
-
-
-def packed_sampler(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
+def packed_sampler(model: PixelCNNpp, dtype: torch.dtype) -> PackedNetwork:
     """The sampler of a network as it is now, packed again only if a weight has changed.
 
     Changes through `.data` show as well. It is packed from a copy: another thread may change the
@@ -286,7 +180,7 @@ def packed_sampler(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
         if is_alike and sampler.config == model.config and own.equal(weights):
             return sampler
     frozen = copy.deepcopy(model)
-    kept[dtype] = _flat(frozen), CachedSampler(frozen, dtype)
+    kept[dtype] = _flat(frozen), PackedNetwork(frozen, dtype)
     return kept[dtype][1]
 
 
@@ -294,28 +188,6 @@ def packed_sampler(model: PixelCNNpp, dtype: torch.dtype) -> CachedSampler:
 def _flat(model: PixelCNNpp) -> Tensor:
     """All weights in one tensor, so that a comparison waits for a GPU once."""
     return torch.cat([parameter.flatten() for parameter in model.parameters()])
-
-
-def sample_images(
-    model: PixelCNNpp,
-    n: int,
-    *,
-    height: int,
-    width: int,
-    context: Tensor | None = None,
-    threads: int | None = None,
-    precision: Precision = "auto",
-    **choices: Unpack[Choices],
-) -> Tensor:
-    """Draw n images by `CachedSampler` if it can run, else by `sequential_sample`.
-
-    precision: of the cached sampler; "auto" is bfloat16 where it is faster (a CUDA device, a
-    processor with AMX, an AMD processor with AVX512-BF16), else float32. Other arguments, result
-    and errors: see `CachedSampler.sample`. A network is packed again if its weights have changed.
-    """
-    request = Request.make(n, choices, precision=precision)
-    with torch_threads(threads):
-        return draw_network(model, request, (height, width), context)
 
 
 def _free_memory() -> int:

@@ -1,4 +1,4 @@
-"""The images of a request, drawn in parts: in memory, in a .npz, or in a folder of pictures."""
+"""The images of a draw, drawn in parts: in memory, in a .npz, or in a folder of pictures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from ..config import Classes
 from ..data.pictures import BORDER, is_diverged, pil_images, png, save_grid
 from ..distributed import from_first
 from ..files import lock_folder, write_atomically, write_npz
-from ..machine import choose_device
 from ..pixels import value_of
-from ..progress import LOG, advance_to, portion
+from ..progress import advance_to, portion
 from ..work import Record, batches, fair_size, map_parts, runs
-from .cached import sampler_on
-from .request import Request
-from .two_step import Model, draw
+from .cached import PackedNetwork
+from .draw import Draw
+from .two_step import draw
 
 # Images drawn at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -27,41 +26,29 @@ CHUNK = {"cpu": 256, "cuda": 4096}
 RECORD = "images.json"
 
 
-def drawing_device(name: str) -> torch.device:
-    """The device that draws: "auto" is a GPU only if the cached sampler runs there.
-
-    Else images need many forward passes each.
-    """
-    device, cpu = choose_device(name), torch.device("cpu")
-    (_, obstacle), (_, of_cpu) = sampler_on(device), sampler_on(cpu)
-    if name != "auto" or obstacle is None or of_cpu is not None:
-        return device
-    LOG.info("drawing on the CPU: %s; device %s draws pixel by pixel", obstacle, device)
-    return cpu
-
-
-def draw_all(model: Model, request: Request) -> Tensor:
-    """The images (count, C, H, W) of a `fitted` request, on the CPU."""
+def draw_all(whole: Draw) -> Tensor:
+    """The images (n, C, H, W) of a draw, on the CPU."""
 
     def drawn(part: range) -> Tensor:
-        return draw(model, request.part(part)).cpu()
+        return draw(whole.part(part)).cpu()
 
-    parts = batches(request.count, _chunk(model, request.count))
+    n = len(whole.indices)
+    parts = batches(n, _chunk(whole, n))
     return torch.cat([*map_parts(drawn, parts, in_threads=False)])
 
 
-def write_images(path: Path, x: Tensor, request: Request, classes: Classes | None) -> None:
-    """Write images x (N, C, H, W) of a `fitted` request as a compressed .npz, with seed and labels.
+def write_images(path: Path, x: Tensor, whole: Draw, classes: Classes | None) -> None:
+    """Write images x (N, C, H, W) of a draw as a compressed .npz, with seed and labels.
 
     classes: of the models; the labels are stored as `label`, with the names of the classes.
     """
     arrays = {
         "x": x.numpy(force=True),
-        "seed": np.uint64(request.seed),
-        "first_index": np.int64(request.first_index),
+        "seed": np.uint64(whole.seed),
+        "first_index": np.int64(whole.indices.start),
     }
-    if classes is not None and isinstance(request.label, Tensor):
-        arrays["label"] = request.label.numpy(force=True)
+    if classes is not None and whole.labels is not None:
+        arrays["label"] = whole.labels.numpy(force=True)
         arrays["class_names"] = np.array(classes.names)
     write_npz(path, arrays)
 
@@ -82,12 +69,9 @@ def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, se
     save_grid(rows.flatten(0, 1), path, columns=rows.shape[1])
 
 
-def draw_folder(
-    folder: Path, model: Model, request: Request, description: Mapping[str, object]
-) -> tuple[int, int]:
+def draw_folder(folder: Path, whole: Draw, description: Mapping[str, object]) -> tuple[int, int]:
     """Draw the images that a folder lacks, each a PNG: 00000000.png is image 0, 8 bits per channel.
 
-    request: `fitted`.
     description: all that decides the images except their number, as JSON; ValueError for a folder
     of another one, or with other files. A file is written whole or not at all, so a stopped call
     can be repeated, also with more images. Diverged images are grey. Returns how many images were
@@ -95,20 +79,20 @@ def draw_folder(
     """
 
     def file(number: int) -> Path:
-        return folder / f"{request.first_index + number:08d}.png"
+        return folder / f"{whole.indices[number]:08d}.png"
 
     def drawn(part: range) -> list[tuple[bytes, bool]]:
-        x = draw(model, request.part(part))
+        x = draw(whole.part(part))
         return [*zip(map(png, pil_images(x)), is_diverged(x).tolist(), strict=True)]
 
     diverged = 0
     with lock_folder(folder, "another process that draws into it"):
         Record(folder / RECORD, description, type(None)).begin(folder)
-        numbers = range(request.count)
+        numbers = range(len(whole.indices))
         missing = from_first(lambda: [number for number in numbers if not file(number).exists()])
-        parts = runs(missing, _chunk(model, len(missing)))
-        advance_to(1 - len(missing) / request.count)
-        with portion(len(missing) / request.count):
+        parts = runs(missing, _chunk(whole, len(missing)))
+        advance_to(1 - len(missing) / len(numbers))
+        with portion(len(missing) / len(numbers)):
             pictures = map_parts(drawn, parts, in_threads=False)
             for part, contents in zip(parts, pictures, strict=True):
                 for number, (picture, is_grey) in zip(part, contents, strict=True):
@@ -117,8 +101,8 @@ def draw_folder(
     return len(missing), diverged
 
 
-def _chunk(model: Model, n: int) -> int:
+def _chunk(whole: Draw, n: int) -> int:
     """How many of n images are drawn at a time."""
-    _, obstacle = sampler_on(model.device)
-    is_fast = model.device.type == "cuda" and obstacle is None
+    drawer = whole.noisy or whole.denoiser
+    is_fast = isinstance(drawer, PackedNetwork) and drawer.device.type == "cuda"
     return fair_size(n, CHUNK["cuda" if is_fast else "cpu"])

@@ -6,7 +6,6 @@ import itertools
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..functional import logistic_mixture_sample
 from ..functional.logistic_mixture import extrapolate
@@ -14,68 +13,48 @@ from ..nn import PixelCNNpp
 from ..nn.weights import in_evaluation
 from ..philox import Stream, image_words, to_uniform
 from ..progress import advance_to
-from .request import Choices, Request, checked_shape
+from .draw import Draw
 
 
-def sequential_sample(
-    model: PixelCNNpp,
-    n: int,
-    *,
-    height: int,
-    width: int,
-    context: Tensor | None = None,
-    **choices: Unpack[Choices],
-) -> Tensor:
-    """Draw n images pixel by pixel in raster order, with one forward pass per pixel.
+class ForwardPasses:
+    """A network that draws pixel by pixel in raster order, without dropout.
 
-    The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
-    (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one. So
-    an image depends only on its index and the seed, up to the rounding of the forward pass, which
-    the batch may change. The model samples in evaluation mode, without dropout. It may be of a
-    subclass, or have hooks and layers of its own.
-
-    context: (n, C, height, width) for a conditioned model. choices: see `Choices`.
-    Returns (n, C, height, width) in the model's dtype and device; drawn pixels are unclamped for a
-    continuous likelihood, the value of a byte for a discretized one. Raises ValueError for
-    arguments that are out of range or do not fit. Source: docs/math.md, section 3.
+    reason: why the cached sampler does not draw; "" where none was asked for. Source: docs/math.md,
+    section 3.
     """
-    return draw_sequentially(model, Request.make(n, choices), (height, width), context)
 
+    def __init__(self, model: PixelCNNpp, reason: str = "") -> None:
+        self.model, self.reason, self.config = in_evaluation(model), reason, model.config
+        self.device, self.dtype, self.image_dtype = model.device, model.dtype, model.dtype
 
-@torch.no_grad()
-def draw_sequentially(
-    model: PixelCNNpp,
-    request: Request,
-    size: tuple[int, int],
-    context: Tensor | None = None,
-) -> Tensor:
-    """Draw a request like `sequential_sample`."""
-    config, like = model.config, model.head.bias
-    x = like.new_zeros(checked_shape(request.count, config.image_channels, *size))
-    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
-    if request.known is not None:
-        x = request.known.keep(x, as_bytes=config.fourier_features > 0)
-        mask = request.known.mask[:, None]
-    stream = Stream.SAMPLE if config.conditioning == "none" else Stream.SAMPLE_CONDITIONED
-    (height, width), start = size, {"seed": request.seed, "first_index": request.first_index}
-    words = image_words(len(x), height * width, **start, stream=stream, device=x.device)
-    uniforms = to_uniform(words).to(x.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
-    labels, model = request.passes(config, like), in_evaluation(model)
-    for r, c in itertools.product(range(height), range(width)):
-        pixel = (..., slice(r, r + 1), slice(c, c + 1))
-        seen = x[:, :, : (r + 4) // 4 * 4] if context is None else x  # later rows do not matter
-        params, *without_class = (model(seen, context, label)[pixel] for label in labels)
-        for other in without_class:
-            weight, n_atoms = 1 + request.guidance, config.n_atoms
-            params = extrapolate(other, params, weight, x.shape[1], n_atoms)
-        drawn = logistic_mixture_sample(
-            params,
-            uniforms[pixel],
-            x.shape[1],
-            temperature=request.temperature,
-            **config.mixture,
-        )
-        x[pixel] = torch.where(mask[pixel], x[pixel], drawn.to(x.dtype))
-        if c + 1 == width:
-            advance_to((r + 1) / height)
-    return x
+    @torch.no_grad()
+    def run(self, draw: Draw) -> Tensor:
+        """The images of a draw: (n, C, H, W) in the model's dtype and device."""
+        config, context, known = self.config, draw.x_tilde, draw.known
+        n, (channels, height, width) = len(draw.indices), draw.shape
+        x = torch.zeros(n, *draw.shape, dtype=self.image_dtype, device=self.device)
+        mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
+        if known is not None:
+            x, mask = known.keep(x), known.mask[:, None]
+        stream = Stream.SAMPLE if config.conditioning == "none" else Stream.SAMPLE_CONDITIONED
+        start = {"seed": draw.seed, "first_index": draw.indices.start}
+        words = image_words(n, height * width, **start, stream=stream, device=x.device)
+        uniforms = to_uniform(words).to(x.dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
+        passes = draw.passes
+        for r, c in itertools.product(range(height), range(width)):
+            pixel = (..., slice(r, r + 1), slice(c, c + 1))
+            seen = x[:, :, : (r + 4) // 4 * 4] if context is None else x  # later rows do not matter
+            params, *without_class = (self.model(seen, context, y)[pixel] for y in passes)
+            for other in without_class:
+                params = extrapolate(other, params, 1 + draw.guidance, channels, config.n_atoms)
+            drawn = logistic_mixture_sample(
+                params,
+                uniforms[pixel],
+                channels,
+                temperature=draw.temperature,
+                **config.mixture,
+            )
+            x[pixel] = torch.where(mask[pixel], x[pixel], drawn.to(x.dtype))
+            if c + 1 == width:
+                advance_to((r + 1) / height)
+        return x

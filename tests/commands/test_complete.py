@@ -16,8 +16,8 @@ from dsmooth.data.pictures import BORDER
 from dsmooth.data.sources import read_images, read_mask
 from dsmooth.files import read_npz
 from dsmooth.sampling import keep_top
+from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.output import draw_all
-from dsmooth.sampling.request import Request
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import refuses
 
@@ -75,18 +75,18 @@ def test_one_file_in_rgb_and_a_mask() -> None:
 @pytest.mark.usefixtures("small_models")
 def test_the_labels_of_the_images_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--label own` takes them; by default the class is drawn given the known pixels."""
-    requests: list[Request] = []
+    draws: list[Draw] = []
     monkeypatch.setattr(
         complete,
         "draw_all",
-        lambda *asked: requests.append(asked[1]) or draw_all(*asked),
+        lambda whole: draws.append(whole) or draw_all(whole),
     )
     command = ["complete", "mnist-classes", "-n", "2", "--draws", "2", "--precision", "float32"]
     assert run(*command, "--label", "own", "--out", "own.npz") == 0
     assert run(*command, "--out", "drawn.npz") == 0
     test = load_dataset("mnist", "test")
     x, label = test.batch(torch.arange(2)), test.known_labels()[:2]
-    assert requests[0].label.tolist() == [7, 7, 2, 2]
+    assert draws[0].labels.tolist() == [7, 7, 2, 2]
     pair = dsmooth.SmoothedPair.from_pretrained("mnist-classes")
     for name, expected in (("own", label), ("drawn", None)):
         completed = pair.complete(x, draws=2, label=expected, precision="float32")

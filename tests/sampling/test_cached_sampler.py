@@ -23,9 +23,10 @@ from dsmooth.functional import concat_elu
 from dsmooth.functional.logistic_mixture import Mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
-from dsmooth.sampling import CachedSampler, cached
-from dsmooth.sampling.cached import sample_images
+from dsmooth.sampling import CachedSampler, cached, sample_images
+from dsmooth.sampling.cached import PackedNetwork
 from dsmooth.sampling.program import Program
+from dsmooth.sampling.resolve import resolve
 from tests.helpers.data_makers import refuses
 from tests.helpers.networks import BYTES, GAUSSIAN, MIXTURES, network
 from tests.helpers.sampler_checks import (
@@ -367,9 +368,12 @@ def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
 def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> None:
     model, other = network(), copy.deepcopy(network())
 
-    def packed(model: PixelCNNpp, precision: Precision = "float32") -> CachedSampler:
+    def packed(model: PixelCNNpp, precision: Precision = "float32") -> PackedNetwork:
         sample_images(model, 1, height=4, width=4, precision=precision)
         return cached._PACKED[model][getattr(torch, precision)][1]
+
+    def drawn(network: PackedNetwork) -> Tensor:
+        return network.run(resolve(network, 2, size=(4, 4)))
 
     first = packed(model)
     assert packed(model) is first
@@ -379,14 +383,14 @@ def test_a_model_is_packed_again_only_where_a_weight_or_the_type_changed() -> No
     assert packed(model) is first  # not packed again by a pair
     model.stem_u.weight_v.data.mul_(-1)  # which no version counter of a tensor shows
     changed = packed(model)
-    assert torch.equal(changed.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
-    assert not torch.equal(changed.sample(2, 4, 4), first.sample(2, 4, 4))
+    assert torch.equal(drawn(changed), CachedSampler(model).sample(2, 4, 4))
+    assert not torch.equal(drawn(changed), drawn(first))
     assert packed(model, "bfloat16").dtype == torch.bfloat16
     assert packed(model) is changed  # both stay
     other.config = dataclasses.replace(other.config, **GAUSSIAN)
-    assert torch.equal(packed(other).sample(2, 4, 4), CachedSampler(other).sample(2, 4, 4))
+    assert torch.equal(drawn(packed(other)), CachedSampler(other).sample(2, 4, 4))
     half = packed(model.bfloat16())
-    assert torch.equal(half.sample(2, 4, 4), CachedSampler(model).sample(2, 4, 4))
+    assert torch.equal(drawn(half), CachedSampler(model).sample(2, 4, 4))
 
 
 def test_weights_that_change_while_they_are_packed_and_change_back(monkeypatch) -> None:
@@ -395,13 +399,13 @@ def test_weights_that_change_while_they_are_packed_and_change_back(monkeypatch) 
     draw = partial(sample_images, n=2, height=4, width=4, precision="float32")
     before = draw(network())
 
-    class Swapped(CachedSampler):
+    class Swapped(PackedNetwork):
         def __init__(self, packed: PixelCNNpp, *args: Any) -> None:
             model.stem_u.weight_v.data.mul_(-1)
             super().__init__(packed, *args)
             model.stem_u.weight_v.data.mul_(-1)
 
-    monkeypatch.setattr(cached, "CachedSampler", Swapped)
+    monkeypatch.setattr(cached, "PackedNetwork", Swapped)
     for _ in range(2):
         assert torch.equal(draw(model), before)
     model.config = others.config = dataclasses.replace(model.config, **GAUSSIAN)

@@ -35,7 +35,10 @@ from dsmooth.sampling import (
     sequential_sample,
     two_step,
 )
-from dsmooth.sampling.request import Request
+from dsmooth.sampling import resolve as resolution
+from dsmooth.sampling.cached import PackedNetwork
+from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.resolve import resolve
 from dsmooth.sampling.two_step import draw
 from dsmooth.work import batches
 from tests.helpers.command_runs import complains, run
@@ -75,7 +78,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"known": X.byte(), "mask": MASK},
         "known must be a floating-point tensor in .*, got torch",
     ),
-    ({"known": X[0], "mask": MASK}, r"known must have shape \(1, C, H, W\), got \(1, 8, 8\)"),
+    ({"known": X[0], "mask": MASK}, r"known must have shape \(1, 1, 8, 8\), got \(1, 8, 8\)"),
     ({"known": X.expand(2, 3, 8, 8), "mask": MASK}, r"known must have shape \(2, 1, 8, 8\), got"),
     ({"known": X, "mask": MASK[:, :4]}, r"mask must have .*\(2, 8, 8\), got \(2, 4, 8\)"),
     ({"known": X.double(), "mask": MASK}, "known must be float32, got float64"),
@@ -99,10 +102,11 @@ def pair() -> dsmooth.SmoothedPair:
 
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
     count, seed, last, half = np.int64(2), np.int32(4), np.int32(2**31 - 1), np.float32(0.5)
-    request = Request(count, seed, last, temperature=half)  # type: ignore[arg-type]
-    same = Request(2, 4, 2**31 - 1, temperature=0.5)
-    assert request == same
-    assert {type(v) for v in vars(request).values()} == {type(v) for v in vars(same).values()}
+    given = {"seed": seed, "first_index": last, "temperature": half}
+    whole = resolve(network(), count, size=(4, 4), **given)  # type: ignore[arg-type]
+    found = (whole.indices, whole.seed, whole.temperature)
+    assert found == (range(2**31 - 1, 2**31 + 1), 4, 0.5)
+    assert [*map(type, (whole.indices.start, *found[1:]))] == [int, int, float]
     expected = sample_images(network(), 2, height=4, width=4, seed=4, first_index=int(last))
     for seed in (np.int32(4), np.uint64(4), torch.tensor(4)):
         x = sample_images(network(), 2, height=4, width=4, seed=seed, first_index=last)
@@ -118,7 +122,7 @@ def test_every_entry_point_checks(pair, role, arguments, message) -> None:
     model, given = getattr(pair, role), {"n": 2, "height": 8, "width": 8, **arguments}
     doors: list[Any] = []
     if names <= OF_A_REQUEST:
-        doors.append(lambda: Request(2, **arguments))
+        doors.append(lambda: resolve(pair, 2, **arguments))
     if names <= {*OF_A_REQUEST, "threads", "known", "mask"}:
         doors.append(lambda: pair.sample(2, **arguments))
         doors.append(lambda: pair.denoise(X, **arguments))
@@ -137,9 +141,9 @@ def test_an_image_that_disagrees_with_its_noisy_one_is_drawn_again(monkeypatch) 
     pair.smoothing = replace(pair.smoothing, scale=scale)
     torch.manual_seed(0)
     x_tilde, n, first = torch.rand(12, 1, 8, 8) - 0.5, 12, 2**32 - 4
-    original, seeds = two_step.draw_network, set[int]()
+    original, seeds = PackedNetwork.run, set[int]()
     monkeypatch.setattr(
-        two_step, "draw_network", lambda m, r, *rest: seeds.add(r.seed) or original(m, r, *rest)
+        PackedNetwork, "run", lambda self, d: seeds.add(d.seed) or original(self, d)
     )
     x = pair.denoise(x_tilde, seed=2**64 - 1, first_index=first)
     assert len(seeds) == two_step.ATTEMPTS + 1
@@ -158,8 +162,8 @@ def test_an_image_that_disagrees_with_its_noisy_one_is_drawn_again(monkeypatch) 
         attempts.add(len(drawn))
     assert torch.equal(x, torch.stack(expected))
     assert {1, two_step.ATTEMPTS + 1} < attempts
-    request = Request(n, 2**64 - 1, first, x_tilde=x_tilde)
-    parts = [draw(pair, request.part(part)) for part in batches(n, 5)]
+    whole = resolve(pair, x_tilde=x_tilde, seed=2**64 - 1, first_index=first)
+    parts = [draw(whole.part(part)) for part in batches(n, 5)]
     assert torch.equal(torch.cat(parts), x)
     pair.smoothing = dsmooth.LaplaceSmoothing(0.01)
     again = sample_images(denoiser, n, height=8, width=8, context=x_tilde)
@@ -208,15 +212,15 @@ def test_progress_is_of_the_images_that_are_drawn(pair, monkeypatch) -> None:
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_a_diverged_image_costs_no_other(method: str, monkeypatch, capsys) -> None:
-    draw_network, diverged = two_step.draw_network, list[int]()
+    original, diverged = PackedNetwork.run, list[int]()
 
-    def diverge(model: Any, request: Any, size: Any, context: Any = None) -> torch.Tensor:
-        x = draw_network(model, request, size, context)
-        if context is None:  # x~
+    def diverge(self: PackedNetwork, drawn: Draw) -> torch.Tensor:
+        x = original(self, drawn)
+        if drawn.x_tilde is None:  # x~
             x[diverged, 0, 0, 0] = torch.inf
         return x
 
-    monkeypatch.setattr(two_step, "draw_network", diverge)
+    monkeypatch.setattr(PackedNetwork, "run", diverge)
     command = ["sample", ".", "-n", "4", "--device", "cpu", "--method", method]
     assert run(*command, "--out", "right.npz") == 0
     diverged.append(2)
@@ -253,7 +257,7 @@ def test_a_noisy_model_alone_draws_as_in_its_pair(capsys) -> None:
 def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypatch, caplog) -> None:
     """Too old a card, and one that vanished."""
     caplog.set_level("INFO", "dsmooth")
-    monkeypatch.setattr(output, "choose_device", lambda _: torch.device("cuda", 1))
+    monkeypatch.setattr(resolution, "choose_device", lambda _: torch.device("cuda", 1))
     for major, vanished, words in ((7, False, r"compute capability 7\.5"), (9, True, "an error")):
         stub.set_card(major, 5)
         if vanished:
@@ -265,7 +269,7 @@ def test_a_gpu_without_the_sampler_leaves_the_drawing_to_the_cpu(stub, monkeypat
             f"drawing on the CPU: .*{words}.*; device cuda:1 draws pixel by", caplog.text
         )
     monkeypatch.setattr(cuda, "unavailable_reason", lambda: "no compiler")  # nor does the CPU
-    assert output.drawing_device("auto") == torch.device("cuda", 1)
+    assert resolution.drawing_device("auto") == torch.device("cuda", 1)
 
 
 class White(dsmooth.PixelCNNpp):
@@ -326,10 +330,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let image i be MADE[i], and a call draw at most three; the numbers of those drawn."""
     numbers: list[int] = []
 
-    def draw(_: object, request: Request) -> Tensor:
-        part = range(request.first_index, request.first_index + request.count)
-        numbers.extend(part)
-        return MADE[part.start : part.stop]
+    def draw(part: Draw) -> Tensor:
+        numbers.extend(part.indices)
+        return MADE[part.indices.start : part.indices.stop]
 
     monkeypatch.setattr(output, "draw", draw)
     monkeypatch.setitem(output.CHUNK, "cpu", 3)
@@ -337,9 +340,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def fill(folder: Path, n: int, first: int = 0) -> tuple[int, int]:
-    return output.draw_folder(
-        folder, network(), Request(n, first_index=first), {"first_index": first}
-    )
+    whole = resolve(network(), n, size=(4, 4), first_index=first)
+    return output.draw_folder(folder, whole, {"first_index": first})
 
 
 def test_numbered_pictures(tmp_path: Path, drawn: list[int], monkeypatch) -> None:
