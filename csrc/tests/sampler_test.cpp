@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../common/isa.h"
+#include "../sampler/cpu/worker.h"
 #include "expect.h"
 #include "sampler_block.h"
 #include "sampler_toy.h"
@@ -275,6 +276,26 @@ void an_exception_stops_the_workers() {
     expect(throws([&] { sampler.sample({2, all, threads, 0}, stop); }), "the call continued");
 }
 
+void late_lanes_sleep_for_some_rows() {
+  constexpr bool kSolo = true, kEnds = true;
+  struct {
+    Pace now;
+    int late;
+    bool row_ends;
+    Pace next;
+  } table[] = {{{!kSolo, 4, 4}, 6, !kEnds, {!kSolo, 4, 4}},    // not late often enough
+               {{!kSolo, 4, 4}, 7, !kEnds, {kSolo, 4, 4}},     // from the next barrier on
+               {{kSolo, 4, 4}, 0, !kEnds, {kSolo, 4, 4}},      // a solo lasts to the end of a row
+               {{kSolo, 4, 4}, 7, kEnds, {kSolo, 3, 4}},       // and for some rows
+               {{kSolo, 1, 4}, 7, kEnds, {!kSolo, 8, 8}},      // the next one is twice as long
+               {{kSolo, 1, 64}, 7, kEnds, {!kSolo, 64, 64}},   // at most 64 rows
+               {{!kSolo, 8, 8}, 7, kEnds, {!kSolo, 16, 16}},   // late at the last barriers
+               {{!kSolo, 16, 16}, 6, kEnds, {!kSolo, 4, 4}}};  // a row on time
+  for (const auto& row : table)
+    expect(decide(row.now, row.late, row.row_ends) == row.next,
+           "the pace after " + std::to_string(&row - table) + " of the table");
+}
+
 void pixels_enter_to_16_bits() {
   NetworkView view{};
   view.image_channels = 3;
@@ -303,6 +324,7 @@ void run_all() {
   bad_programs_are_refused();
   ndtri_inverts_the_normal_distribution();
   pixels_enter_to_16_bits();
+  late_lanes_sleep_for_some_rows();
   for (bool bf16 : {false, true})
     for (const std::string& set : instruction_sets()) {
       const CpuKernels& kernels = find_cpu_kernels(set, bf16);

@@ -102,9 +102,36 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// State that the lanes of a team share. Lanes sync 30 times per pixel. On a busy machine that is an
-// order of magnitude slower than a single lane: then the first lane works solo for some rows, and
-// the others sleep. Results do not change.
+// How the lanes of a team work. Lanes sync 30 times per pixel. On a busy machine that is an order
+// of magnitude slower than a single lane: then the first lane works solo for some rows, and the
+// others sleep. Results do not change.
+struct Pace {
+  static constexpr int kLate = 6, kLeastPatience = 4, kMostPatience = 64;
+
+  bool solo = false;
+  int rows_left = kLeastPatience;  // to the end of the solo, this row included
+  int patience = kLeastPatience;   // rows of the next solo
+
+  bool operator==(const Pace&) const = default;
+};
+
+// The pace after a barrier, within a row or at its end. late: times that a lane slept at a barrier
+// since the lanes last began a row together.
+inline Pace decide(Pace pace, int late, bool row_ends) {
+  if (!row_ends) {
+    pace.solo |= late > Pace::kLate;
+    return pace;
+  }
+  if (pace.solo && --pace.rows_left > 0) return pace;
+  // If lanes were late again, they sleep for twice as many rows.
+  if (late > Pace::kLate)
+    pace.patience = std::min(2 * pace.patience, Pace::kMostPatience);
+  else if (!pace.solo)
+    pace.patience = Pace::kLeastPatience;
+  return {false, pace.patience, pace.patience};
+}
+
+// State that the lanes of a team share.
 struct Team {
   Team(int lanes, Control& shared) : control(shared), barrier(lanes) {}
 
@@ -112,13 +139,13 @@ struct Team {
   // decisions alternate, as the first lane may reach the next barrier while another still reads.
   struct Decision {
     bool stop = false;
-    bool solo = false;
+    Pace pace;
   };
 
   Control& control;
   Barrier barrier;
   Decision decisions[2];
-  std::atomic<int> late{0};  // times that a lane slept at a barrier in this row
+  std::atomic<int> late{0};
 };
 
 class CpuWorker {
@@ -140,9 +167,9 @@ class CpuWorker {
     }
   }
   void matmul(const StateView& state, int op, Part part, int row, int column, int count) const {
-    if (now_.solo && lane_ != 0) return;
+    if (now_.pace.solo && lane_ != 0) return;
     const Job job = make_job(state, op, part, row, column, count);
-    const int lanes = now_.solo ? 1 : lanes_;
+    const int lanes = now_.pace.solo ? 1 : lanes_;
     // With enough rows each lane computes some, with all panels. Otherwise the lanes share the
     // panels.
     if (job.m >= 4 * lanes)
@@ -165,33 +192,21 @@ class CpuWorker {
 
   template <class F>
   void for_each(int n, F f) const {
-    if (now_.solo && lane_ != 0) return;
-    const int step = now_.solo ? 1 : lanes_;
+    if (now_.pace.solo && lane_ != 0) return;
+    const int step = now_.pace.solo ? 1 : lanes_;
     for (int i = lane_; i < n; i += step) f(i);
   }
 
   // A solo lane reaches a barrier before the end of the row only when it stops.
   void sync() {
-    if (!now_.solo)
-      wait_at_barrier(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
-    else if (lane_ == 0 && !now_.stop && team_.control.stop.load(std::memory_order_relaxed))
-      wait_at_barrier(true);
+    if (!now_.pace.solo || (lane_ == 0 && !now_.stop && must_stop())) wait_at_barrier(false);
   }
 
   // The end of a row of `images` images, where all lanes sync.
   void end_row(int images) {
     if (now_.stop) return;
-    if (lane_ != 0) return wait_at_barrier(false);
-    team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
-    if (now_.solo && --solo_rows_ > 0) return wait_at_barrier(true);
-    // If lanes were late again, they sleep for twice as many rows.
-    if (team_.late.load(std::memory_order_relaxed) > kLate)
-      patience_ = std::min(2 * patience_, kMostPatience);
-    else if (!now_.solo)
-      patience_ = kLeastPatience;
-    solo_rows_ = patience_;
-    team_.late.store(0, std::memory_order_relaxed);
-    wait_at_barrier(false);
+    if (lane_ == 0) team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
+    wait_at_barrier(true);
   }
 
   // Whether to return early: the same in all lanes.
@@ -243,23 +258,24 @@ class CpuWorker {
     }
   }
 
-  // Only the first lane writes `solo`.
-  void wait_at_barrier(bool solo) {
+  bool must_stop() const { return team_.control.stop.load(std::memory_order_relaxed); }
+
+  void wait_at_barrier(bool row_ends) {
     turn_ ^= 1;
-    if (lane_ == 0)
-      team_.decisions[turn_] = {team_.control.stop.load(std::memory_order_relaxed), solo};
-    if (team_.barrier.wait() && !now_.solo) team_.late.fetch_add(1, std::memory_order_relaxed);
+    if (lane_ == 0) {
+      const Pace pace = decide(now_.pace, team_.late.load(std::memory_order_relaxed), row_ends);
+      if (row_ends && !pace.solo) team_.late.store(0, std::memory_order_relaxed);
+      team_.decisions[turn_] = {must_stop(), pace};
+    }
+    if (team_.barrier.wait() && !now_.pace.solo) team_.late.fetch_add(1, std::memory_order_relaxed);
     now_ = team_.decisions[turn_];
   }
-
-  static constexpr int kLate = 6, kLeastPatience = 4, kMostPatience = 64;
 
   const CpuKernels& kernels_;
   Team& team_;
   const int lane_, lanes_;
   int turn_ = 0;
   Team::Decision now_;
-  int solo_rows_ = kLeastPatience, patience_ = kLeastPatience;
 };
 
 }  // namespace dsmooth::sampler
