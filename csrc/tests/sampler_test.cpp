@@ -265,6 +265,12 @@ void bad_programs_are_refused() {
   expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
   expect(refused([](Program& p) { p.ops[p.ops.size() - 2].split = false; }),
          "a concat_elu where three addends fit");
+  // Operation 0 is the vertical stem, 8 the horizontal one: a row part, then the pixels on the
+  // left.
+  expect(refused([](Program& p) { p.ops[0].terms[1].drow = 0; }) &&
+             refused([](Program& p) { p.ops[8].terms[0].drow = 0; }) &&
+             refused([](Program& p) { p.ops[8].terms[1].dcol = 0; }),
+         "a pixel that is not drawn yet");
 }
 
 void an_exception_stops_the_workers() {

@@ -17,8 +17,9 @@ void require(bool condition, const std::string& where, const std::string& what) 
   if (!condition) throw std::invalid_argument("sampler program, " + where + ": " + what);
 }
 
-// Checks that no step reads or writes outside of its memory. Python makes the programs, so nothing
-// else is checked.
+// Checks that no step reads or writes outside of its memory, and that no operation reads a pixel
+// that is not drawn yet: the images would look right. Python makes the programs, so nothing else is
+// checked.
 class Checker {
  public:
   explicit Checker(const Program& program) : p_(program) {}
@@ -110,6 +111,30 @@ class Checker {
     require(term.weight.size() == static_cast<size_t>(op.n) * term.taps * term.channels, where,
             "size of a weight");
     require(term.drow >= -2 && term.drow <= 1, where, "a row beyond the padding");
+    if (op.phase == Phase::kEncoder) {
+      require(writer_of(term.cache) == Phase::kEncoder && c.rows == 0, where,
+              "reads more than the context");
+    } else if (op.phase == Phase::kVertical || (op.phase == Phase::kHorizontal && term.row_part)) {
+      // Runs when the row begins, before any pixel of it.
+      const bool in_order = writer_of(term.cache) >= Phase::kHorizontal;
+      require(term.drow < (in_order ? 0 : 1), where, "reads a row before it is drawn");
+      // The row part is early enough for rings that advance with the pixels, but for the image's.
+      const int rows = c.rows + (in_order && term.row_part && term.cache != p_.image ? 1 : 0);
+      require(c.rows == 0 || -term.drow < rows, where, "reads a row that is overwritten");
+    } else {
+      // The image has no pixel at this position yet.
+      require(term.drow == 0 && term.dcol + term.taps <= (term.cache == p_.image ? 0 : 1), where,
+              "reads a pixel before it is drawn");
+    }
+  }
+
+  // The last phase in which a cache is written.
+  Phase writer_of(int index) const {
+    Phase last = index == p_.image ? Phase::kHorizontal : Phase::kEncoder;
+    for (const Op& op : p_.ops)
+      for (int to : {op.residual_out, op.act_out, op.raw_out})
+        if (to == index) last = std::max(last, op.phase);
+    return last;
   }
 
   const Program& p_;
