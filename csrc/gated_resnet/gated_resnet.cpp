@@ -3,7 +3,6 @@
 #include "gated_resnet.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <memory>
 
 #include "../common/isa.h"
@@ -43,162 +42,27 @@ const std::vector<GatedField>& GatedField::table() {
 
 namespace {
 
-class Checker {
- public:
-  Checker(const std::map<std::string, Borrowed>& operands, bool backward)
-      : operands_(operands), backward_(backward) {
-    for (const GatedField& f : GatedField::table()) {
-      const bool is_input = f.group == GatedField::kInput;
-      if (!backward || f.group != GatedField::kOutput)
-        slots_.push_back({f.name, &f, false, !backward && !is_input});
-      if (backward && f.gradient != GatedField::kNone)
-        slots_.push_back({f.gradient_name, &f, true, is_input});
-    }
-  }
-
-  GatedCall check(int pad_top, int pad_left) {
-    check_names();
-    read_shape();
-    check_padding("pad_top", pad_top, call_.shape.kernel_h);
-    check_padding("pad_left", pad_left, call_.shape.kernel_w);
-    call_.shape.pad_top = pad_top, call_.shape.pad_left = pad_left;
-    std::vector<const Borrowed*> written, read;
-    for (const Slot& slot : slots_) {
-      const Borrowed& t = tensor(slot.name);
-      check_presence(slot, t.given);
-      if (!t.given) continue;
-      check_field(*slot.field, t);
-      (slot.written ? written : read).push_back(&t);
-    }
-    check_apart(written, read);
-#define FIELD(name, ...)                   \
-  call_.tensors.name = tensor(#name).data; \
-  call_.grads.name = tensor("grad_" #name).data;
-#include "../../dsmooth/functional/gated_resnet.def"
-#undef FIELD
-    return call_;
-  }
-
- private:
-  // A tensor of the forward or backward: one of the table, or its gradient.
-  struct Slot {
-    const char* name;
-    const GatedField* field;
-    bool gradient, written;
-  };
-
-  const Borrowed& tensor(const std::string& name) const {
-    static const Borrowed absent;
-    const auto operand = operands_.find(name);
-    return operand == operands_.end() ? absent : operand->second;
-  }
-
-  void check_names() {
-    std::string known, names;
-    size_t count = 0;
-    for (const auto& [name, field, gradient, written] : slots_) {
-      known += (known.empty() ? "" : ", ") + std::string(name);
-      count += operands_.count(name);
-      if (gradient && field->gradient == GatedField::kParameter && tensor(name).given)
-        given_weight_gradient_ = name;
-    }
-    for (const auto& [name, tensor] : operands_)
-      names += (names.empty() ? "'" : ", '") + name + "'";
-    if (count != operands_.size()) refuse("tensors", "be among " + known, "[" + names + "]");
-  }
-
-  // The shape of a tensor that determines extents.
-  const int64_t* shape_of(const char* name, const char* expected) const {
-    const Borrowed& t = tensor(name);
-    if (!t.given) refuse(name, "be given", "None");
-    if (t.n_dims != 4) refuse(name, expected, to_string(t.shape, t.n_dims));
-    return t.shape;
-  }
-
-  void read_shape() {
-    const int64_t* x = shape_of("x", "have 4 dimensions");
-    const int64_t* conv = shape_of("conv_in", "have shape (F, 2 F, kh, kw)");
-    const auto channels_of = [&](const char* name) {
-      return tensor(name).given ? shape_of(name, "have 4 dimensions")[1] : 0;
+// The extents of the letters of the table's shapes. Sizes of products must fit an int64, also those
+// of an empty tensor, which may have any extents.
+GatedField::Extents read_extents(const Borrowed& x, const Borrowed& conv, const Borrowed& skip,
+                                 const Borrowed& skip_2) {
+  const auto check = [](const Borrowed& t, int64_t channels, int64_t rows, int64_t pixels) {
+    if (t.n_dims != 4) refuse(t.name, "have 4 dimensions", to_string(t.shape, t.n_dims));
+    const auto fits = [&](int dim, int64_t most) {
+      return 1 <= t.shape[dim] && t.shape[dim] <= most;
     };
-    const int64_t s_1 = channels_of("skip"), s_2 = channels_of("skip_2");
-    // An empty tensor may have any extents, but sizes of products must fit an int64.
-    check_most({conv[0], s_1, s_2}, kMaxChannels, "channels");
-    check_most({x[2], x[3]}, INT32_MAX, "rows and columns");
-    for (const char* name : {"x", "skip", "skip_2"}) {
-      const Borrowed& t = tensor(name);
-      if (t.given && (t.shape[1] < 1 || t.shape[2] < 1 || t.shape[3] < 1))
-        refuse(name, "have a channel, a row and a column", to_string(t.shape, 4));
-    }
-    const bool few = conv[2] <= kMaxTaps && conv[3] <= kMaxTaps && conv[2] * conv[3] <= kMaxTaps;
-    if (conv[2] < 1 || conv[3] < 1 || !few)
-      refuse("conv_in", "have 1 to " + std::to_string(kMaxTaps) + " taps", to_string(conv, 4));
-    extents_ = {x[0], conv[0], x[2], x[3], conv[2], conv[3], s_1 + s_2, s_1, s_2};
-    const ElementType type = tensor("x").type;
-    if (type != kFloat32Type && type != kFloat64Type && type != kBFloat16Type)
-      refuse("x", "be float32, float64 or bfloat16", to_string(type));
-    const auto number = [](int64_t n) { return static_cast<int>(n); };
-    GatedShape& shape = call_.shape;
-    shape = {type, x[0], x[2], x[3], number(conv[0]), number(conv[2]), number(conv[3])};
-    shape.skip_channels[0] = number(s_1), shape.skip_channels[1] = number(s_2);
-    shape.taps_outside = !is_contiguous(tensor("conv_in"));
-  }
-
-  static void check_padding(const char* name, int got, int limit) {
-    if (got < 0 || got >= limit)
-      refuse(name, "lie in [0, " + std::to_string(limit) + ")", std::to_string(got));
-  }
-
-  static void check_most(std::initializer_list<int64_t> extents, int64_t most, const char* what) {
-    const int64_t largest = std::max(extents);
-    if (largest > most) {
-      refuse("a gated resnet", "have at most " + std::to_string(most) + " " + what,
-             std::to_string(largest));
-    }
-  }
-
-  void check_presence(const Slot& slot, bool given) const {
-    const GatedField& f = *slot.field;
-    const bool is_weight_gradient = slot.gradient && f.gradient == GatedField::kParameter;
-    bool allowed = true, needed = true;
-    if (f.group == GatedField::kInput && slot.gradient) {
-      allowed = tensor(f.name).given;
-      needed = !is_weight_gradient || given_weight_gradient_ != nullptr;
-    } else if (f.group == GatedField::kInput) {
-      const unsigned met = (tensor("skip").given ? GatedField::kSkip : 0u) |
-                           (tensor("gain_in").given ? GatedField::kGains : 0u);
-      allowed = (f.with & ~met) == 0;
-      needed = f.presence == GatedField::kNeeded;
-    } else if (f.group == GatedField::kSaved && !backward_) {
-      allowed = tensor("h").given;
-    }
-    if (given && !allowed) refuse(slot.name, "be None", "a tensor");
-    if (given || !allowed || !needed) return;
-    const std::string all = is_weight_gradient ? " with " + std::string(given_weight_gradient_) +
-                                                     " (all gradients of weights are, or none)"
-                                               : "";
-    refuse(slot.name, "be given" + all, "None");
-  }
-
-  void check_field(const GatedField& f, const Borrowed& t) const {
-    ElementType type = call_.shape.type;
-    if (f.dtype == GatedField::kInt64) type = kInt64Type;
-    if (f.dtype == GatedField::kWeight && type == kBFloat16Type) type = kFloat32Type;
-    check_tensor(t, f.shape(extents_), type);
-    const bool last = f.layout == GatedField::kChannelsLast ||
-                      (f.layout == GatedField::kKernel && call_.shape.taps_outside);
-    if (last ? is_channels_last(t) : is_contiguous(t)) return;
-    refuse(t.name, last ? "be channels_last" : "be contiguous",
-           "strides " + to_string(t.strides, t.n_dims));
-  }
-
-  const std::map<std::string, Borrowed>& operands_;
-  const bool backward_;
-  std::vector<Slot> slots_;
-  const char* given_weight_gradient_ = nullptr;  // a given gradient of a weight
-  GatedField::Extents extents_{};
-  GatedCall call_;
-};
+    if (fits(1, channels) && fits(2, rows) && fits(3, rows) && t.shape[2] * t.shape[3] <= pixels)
+      return;
+    refuse(t.name, "have a channel, a row and a column, and not too many", to_string(t.shape, 4));
+  };
+  for (const Borrowed* t : {&x, &skip, &skip_2})
+    if (t->given) check(*t, kMaxChannels, INT32_MAX, INT64_MAX);
+  if (!x.given || !conv.given) refuse(x.given ? "conv_in" : "x", "be given", "None");
+  check(conv, 2 * kMaxChannels, kMaxTaps, kMaxTaps);
+  const int64_t s_1 = skip.given ? skip.shape[1] : 0, s_2 = skip_2.given ? skip_2.shape[1] : 0;
+  return {x.shape[0],    x.shape[1], x.shape[2], x.shape[3], conv.shape[2],
+          conv.shape[3], s_1 + s_2,  s_1,        s_2};
+}
 
 const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
 #define DSMOOTH_SET(name) {#name, &name::gated_resnet_kernels},
@@ -241,7 +105,66 @@ int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
 
 GatedCall check_gated_operands(const std::map<std::string, Borrowed>& operands, bool backward,
                                int pad_top, int pad_left) {
-  return Checker(operands, backward).check(pad_top, pad_left);
+  const auto tensor = [&](const std::string& name) -> const Borrowed& {
+    static const Borrowed absent;
+    const auto operand = operands.find(name);
+    return operand == operands.end() ? absent : operand->second;
+  };
+  const Borrowed &x = tensor("x"), &conv = tensor("conv_in"), &skip = tensor("skip");
+  const GatedField::Extents e = read_extents(x, conv, skip, tensor("skip_2"));
+  if (x.type != kFloat32Type && x.type != kFloat64Type && x.type != kBFloat16Type)
+    refuse("x", "be float32, float64 or bfloat16", to_string(x.type));
+  const auto number = [](int64_t n) { return static_cast<int>(n); };
+  const bool taps_outside = !is_contiguous(conv);
+  if (pad_top < 0 || pad_top >= e.KH || pad_left < 0 || pad_left >= e.KW)
+    refuse("padding", "lie inside the kernel",
+           std::to_string(pad_top) + " and " + std::to_string(pad_left));
+
+  size_t known = 0;
+  std::vector<const Borrowed*> read, written;
+  const auto check = [&](const GatedField& f, const char* name, bool needed, bool allowed,
+                         bool is_written) {
+    const Borrowed& t = tensor(name);
+    known += operands.count(name);
+    if (needed && !t.given) refuse(name, "be given", "None");
+    if (!t.given) return;
+    if (!allowed) refuse(name, "be None", "a tensor");
+    const bool is_narrow = f.dtype == GatedField::kWeight && x.type == kBFloat16Type;
+    const ElementType type = is_narrow ? kFloat32Type : x.type;
+    check_tensor(t, f.shape(e), f.dtype == GatedField::kInt64 ? kInt64Type : type);
+    const bool last =
+        f.layout == GatedField::kChannelsLast || (f.layout == GatedField::kKernel && taps_outside);
+    if (last ? !is_channels_last(t) : !is_contiguous(t))
+      refuse(name, last ? "be channels_last" : "be contiguous",
+             "strides " + to_string(t.strides, t.n_dims));
+    (is_written ? written : read).push_back(&t);
+  };
+  const unsigned met =
+      (skip.given ? GatedField::kSkip : 0u) | (tensor("gain_in").given ? GatedField::kGains : 0u);
+  for (const GatedField& f : GatedField::table()) {
+    const bool is_input = f.group == GatedField::kInput, is_saved = f.group == GatedField::kSaved;
+    const bool allowed = is_saved && !backward ? tensor("h").given : (f.with & ~met) == 0;
+    const bool needed = allowed && f.presence == GatedField::kNeeded;
+    if (!backward || f.group != GatedField::kOutput)
+      check(f, f.name, needed, allowed, !backward && !is_input);
+    if (!backward || f.gradient == GatedField::kNone) continue;
+    // The kernels write the gradients of all parameters, or of none.
+    const bool wanted = f.gradient != GatedField::kParameter || tensor("grad_conv_in").given;
+    const bool has_gradient = wanted && (!is_input || tensor(f.name).given);
+    check(f, f.gradient_name, has_gradient, has_gradient, is_input);
+  }
+  if (known != operands.size()) refuse("tensors", "have names of the field table", "others");
+  check_apart(written, read);
+  GatedCall call{};
+  call.shape = {x.type,       e.B,          e.H,     e.W,      number(e.F),
+                number(e.KH), number(e.KW), pad_top, pad_left, {number(e.S_1), number(e.S_2)},
+                taps_outside};
+#define FIELD(name, ...)                  \
+  call.tensors.name = tensor(#name).data; \
+  call.grads.name = tensor("grad_" #name).data;
+#include "../../dsmooth/functional/gated_resnet.def"
+#undef FIELD
+  return call;
 }
 
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set) {

@@ -90,8 +90,8 @@ struct GatedField {
 };
 
 // Makes a call, without its dropout, from tensors named as in the field table. Checks the presence,
-// shape, dtype, device and memory order of each. Throws std::invalid_argument with the argument,
-// the expected value and the actual one.
+// shape, dtype, device and memory order of each: what the kernels' memory needs, since Python has
+// already explained what a user may have got wrong. Throws std::invalid_argument.
 GatedCall check_gated_operands(const std::map<std::string, Borrowed>& operands, bool backward,
                                int pad_top, int pad_left);
 
