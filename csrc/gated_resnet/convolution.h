@@ -18,50 +18,76 @@ DSMOOTH_INLINE int64_t round_up(int64_t value, int64_t multiple) {
 DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// How products run over the pixels of a padded image with `cols` columns. Sums over pixels are
+// taken in units.
+struct PixelRuns {
+  int64_t margin;                         // zeros after a padded image, which a product may read
+  int64_t rows_at_once;                   // of pixels that are convolved
+  int64_t units, unit_cells, unit_pitch;  // cells that are summed; from a unit to the next
+  int64_t chunk;                          // units whose weight gradient is computed at once
+  int64_t skip_rows, skip_pixels;         // of the skips in memory at once
+};
+
+// A chunk's operands fit the L1 cache.
+DSMOOTH_INLINE int64_t units_of_chunk(const PixelRuns& runs, int64_t cells) {
+  return smaller(larger(cells / runs.unit_cells, 1), runs.units);
+}
+
+// With vectors a run, and a unit, is a row of the image.
+template <int kPair>
+PixelRuns runs_of_vectors(const GatedShape& shape, int64_t cols) {
+  PixelRuns runs{};
+  runs.rows_at_once = 1, runs.units = shape.height;
+  runs.unit_cells = round_up(shape.width, kPair) / kPair, runs.unit_pitch = cols / kPair;
+  runs.chunk = units_of_chunk(runs, 56);
+  runs.skip_rows = runs.chunk, runs.skip_pixels = runs.skip_rows * cols;
+  return runs;
+}
+
+// A padded image is also one line of pixels, in which each tap is at a constant distance. Matrix
+// registers multiply runs of this line, including zeros, since a row of pixels does not fill them.
+// A unit is a piece of the line that fills a register.
+constexpr int64_t kPiece = 16;  // cells
+
+inline PixelRuns runs_of_matrix_registers(const GatedShape& shape, int64_t cols) {
+  constexpr int64_t kLine = 128;  // pixels
+  PixelRuns runs{};
+  runs.margin = 2 * kPiece + round_up(shape.kernel_w, 2);
+  runs.rows_at_once = smaller(larger(kLine / cols, 1), shape.height);
+  runs.units = round_up(shape.height * (cols / 2), kPiece) / kPiece;
+  runs.unit_cells = runs.unit_pitch = kPiece;
+  runs.chunk = units_of_chunk(runs, 64);
+  runs.skip_rows = shape.height, runs.skip_pixels = (2 * runs.units + 1) * kPiece;
+  return runs;
+}
+
 // The extents of a gated resnet's images, packed weights and sums. A padded image has the
 // convolution's rows and columns of zeros around it. There are extra columns on the right, so that
 // every tap reads whole pairs of columns, starting at an even or an odd column. Gradients of a
 // convolution's outputs are padded on the opposite sides.
-//
-// A padded image is also one line of pixels, in which each tap is at a constant distance. Matrix
-// registers multiply runs of this line, including zeros, since a row of pixels does not fill them.
 template <class D>
-struct Layout : GatedShape {
-  int64_t cols, pairs;                  // of a padded image; pairs of columns
-  int64_t pixels;                       // of a padded image, and of zeros that a product may read
+struct Layout : GatedShape, PixelRuns {
+  int64_t cols;                         // of a padded image
+  int64_t pixels;                       // of a padded image and its margin
   int64_t back_top, back_left;          // padding of gradients
   int f, f2, s2;                        // channels of h, of concat_elu(h), of concat_elu(skips)
   int64_t f_cells, f2_cells, s2_cells;  // cells of these channels of one pixel
   int64_t f_pad, f2_pad, s2_pad;        // these channels in columns of a product
-  int64_t rows_at_once;                 // of pixels that are convolved
-  // Sums over pixels are taken in units: rows, or pieces of the line.
-  int64_t units, unit_cells, unit_pitch;  // cells that are summed; from a unit to the next
-  int64_t chunk;                          // units whose weight gradient is computed at once
-  int64_t skip_rows, skip_pixels;         // of the skips in memory at once
-
-  static constexpr int64_t kPiece = 16, kLine = 128;  // cells, pixels of the line
-  // Cells of a channel in a chunk, so that its operands fit the L1 cache.
-  static constexpr int64_t kChunkCells = D::kMatrix ? 64 : 56;
 
   explicit Layout(const GatedShape& shape) : GatedShape(shape) {
-    cols = round_up(round_up(width, D::kPair) + kernel_w - 1, 2), pairs = cols / 2;
-    pixels = (height + kernel_h - 1) * cols + (D::kMatrix ? 2 * kPiece + round_up(kernel_w, 2) : 0);
+    cols = round_up(round_up(width, D::kPair) + kernel_w - 1, 2);
+    static_cast<PixelRuns&>(*this) =
+        D::kMatrix ? runs_of_matrix_registers(shape, cols) : runs_of_vectors<D::kPair>(shape, cols);
+    pixels = (height + kernel_h - 1) * cols + margin;
     back_top = kernel_h - 1 - pad_top, back_left = kernel_w - 1 - pad_left;
     f = filters, f2 = 2 * f, s2 = 2 * all_skip_channels();
     f_cells = round_up(f, D::kPair) / D::kPair, f2_cells = f2 / D::kPair, s2_cells = s2 / D::kPair;
     f_pad = round_up(f, D::kColumns), f2_pad = round_up(f2, D::kColumns);
     s2_pad = round_up(s2, D::kColumns);
-    rows_at_once = D::kMatrix ? smaller(larger(kLine / cols, 1), height) : 1;
-    units = D::kMatrix ? round_up(height * pairs, kPiece) / kPiece : height;
-    unit_cells = D::kMatrix ? kPiece : round_up(width, D::kPair) / D::kPair;
-    unit_pitch = D::kMatrix ? kPiece : cols / D::kPair;
-    chunk = smaller(larger(kChunkCells / unit_cells, 1), units);
-    skip_rows = D::kMatrix ? height : chunk;
-    skip_pixels = D::kMatrix ? (2 * units + 1) * kPiece : skip_rows * cols;
   }
 
   // Rows of a product.
-  static int64_t rows_of(int64_t count) { return D::kMatrix ? round_up(count, kPiece) : count; }
+  static int64_t rows_of(int64_t count) { return round_up(count, D::kMatrix ? kPiece : 1); }
   // Pixels of the line from the first of some image rows to the last.
   int64_t run_of(int64_t rows) const { return rows_of((rows - 1) * cols + width); }
 
