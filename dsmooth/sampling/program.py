@@ -105,7 +105,8 @@ class Program:
             raws = NO_RAWS
             if resolution:
                 raws = self._cache(resolution, self._f), self._cache(resolution, self._f)
-            *_, acts = self._block(model.down[2 - resolution], acts, raws, stack)
+            split = bf16 and resolution == 0  # the head reads the last value
+            *_, acts = self._block(model.down[2 - resolution], acts, raws, stack, split=split)
             if resolution:
                 u = self._upsize(self._u, model.upsize_u[2 - resolution], raws[0])
                 acts = u, self._upsize(self._ul, model.upsize_ul[2 - resolution], raws[1])
@@ -117,17 +118,23 @@ class Program:
         acts: tuple[int, int],
         raws: tuple[int, int],
         stack: list[tuple[int, int]] | None = None,
+        *,
+        split: bool = False,
     ) -> Iterator[tuple[int, int]]:
         """The caches of u and ul after each layer of a block; the last layer also writes `raws`.
 
         stack: in the downward blocks, caches whose last pair are the skips of the next layer.
+        split: whether the last ul is split.
         """
         layers = list(block)
         for i, (res_u, res_ul) in enumerate(layers, 1):
-            raw_u, raw_ul = raws if i == len(layers) else NO_RAWS
+            last = i == len(layers)
+            raw_u, raw_ul = raws if last else NO_RAWS
             skips = [[act] for act in stack.pop()] if stack is not None else [[], []]
             u = self._resnet(self._u, res_u, acts[0], skips[0], raw_u)
-            acts = u, self._resnet(self._ul, res_ul, acts[1], [u, *skips[1]], raw_ul)
+            skips_ul, is_split = [u, *skips[1]], split and last
+            ul = self._resnet(self._ul, res_ul, acts[1], skips_ul, raw_ul, split=is_split)
+            acts = u, ul
             yield acts
 
     def _cache(self, resolution: int, channels: int, rows: int = 1, *, operand: bool = True) -> int:
@@ -195,8 +202,11 @@ class Program:
         skips: list[int],
         raw_out: int,
         caches: tuple[int, int] | None = None,
+        *,
+        split: bool = False,
     ) -> int:
-        """Add a gated resnet. caches: those of h and of the result, by default new ones."""
+        """Add a gated resnet. caches: those of h and of the result, by default new ones. split: of
+        the result."""
         resolution = self.caches[x].resolution
         weight, bias = folded(layer.conv_in)
         terms = self._terms(stream, x, weight)
@@ -210,13 +220,15 @@ class Program:
                 # The first skip of ul is u, whose whole row is known.
                 row_part = stream.phase == Phase.HORIZONTAL and i == 0
                 terms.append(Term(skip, 0, 0, weight, row_part))
-        new = partial(self._cache, resolution, 2 * self._f, stream.rows)
-        h, act = caches or (new(), new())
+        h, act = caches or (
+            self._cache(resolution, channels * self._f, stream.rows)
+            for channels in (2, ADDENDS if split else 2)
+        )
         self.ops.append(Op(stream.phase, resolution, bias, terms, act_out=h))
         weight, bias = folded(layer.conv_out)
         gate = Op(stream.phase, resolution, bias, self._terms(stream, h, weight), gate=True)
         gate.residual_in = gate.residual_out = stream.residual[resolution]
-        gate.act_out, gate.raw_out = act, raw_out
+        gate.act_out, gate.raw_out, gate.split = act, raw_out, split
         if layer.condition_weight is not None:  # (2F, D)
             gate.projection = as_numpy(layer.condition_weight)
         self.ops.append(gate)
@@ -255,9 +267,6 @@ class Program:
         weights = [on_ul]  # elu(ul) is the first half of concat_elu(ul)
         if self.image_addends == 2:
             # Addend i of a weight times addend j of elu(ul): for i + j > 2 it is below rounding.
-            channels = ADDENDS * self._f
-            self.ops[-1].split = True
-            self.caches[ul] = Cache(0, channels + channels % 2, self._ul.rows, operand=True)
             weights = [
                 np.concatenate([addend] * (ADDENDS - i), axis=1)
                 for i, addend in enumerate(addends_of(on_ul))
