@@ -3,7 +3,7 @@
 # which must also find a deliberately omitted sync. If pybind11 is installed, also builds the Python
 # module _C under AddressSanitizer in BUILD/extension, for tests/faults.
 #   csrc/tests/run.sh [build folder]
-#   csrc/tests/run.sh BUILD short     only the C++ tests under AddressSanitizer
+#   csrc/tests/run.sh BUILD short     only those of the sampler, under AddressSanitizer
 #   csrc/tests/run.sh BUILD python [ARGUMENTS OF PYTEST]
 #                                     Python tests on that module; by default those of the gated
 #                                     resnet and the logistic mixture
@@ -28,14 +28,18 @@ run_tests() {  # sanitizers
 }
 
 check() {  # folder, emulator
-    cmake --build "$1" --target sampler_test
-    "${@:2}" "$1/sampler_test"
+    cmake --build "$1" --target "${tests[@]}"
+    for test in "${tests[@]}"; do "${@:2}" "$1/$test"; done
 }
+
+tests=(sampler_test)
 
 if [ "$part" = short ]; then
     run_tests address,undefined
     exit
 fi
+
+tests+=(ops_test)  # it takes long to compile
 
 if [ "$part" = arm64 ]; then
     emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
@@ -77,6 +81,7 @@ if [ "$part" = python ]; then
 fi
 
 run_tests address,undefined
+tests=(sampler_test)  # the ops' threads are OpenMP's, which ThreadSanitizer does not understand
 run_tests thread
 
 echo "== a missing sync"
