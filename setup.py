@@ -223,7 +223,7 @@ def readme(repository: str) -> str:
     version = re.search(r'__version__ = "(.+)"', (ROOT / "dsmooth" / "_extension.py").read_text())
     assert version is not None
     tag = f"v{version[1]}"
-    text = re.sub(r"\]\(((?!https?:)[^)]*\.png)\)", rf"]({repository}/raw/{tag}/\1)", text)
+    text = re.sub(r"\]\(((?!https?:)[^)]*\.(?:png|svg))\)", rf"]({repository}/raw/{tag}/\1)", text)
     return re.sub(r"\]\(((?!https?:|#)[^)]*)\)", rf"]({repository}/blob/{tag}/\1)", text)
 
 

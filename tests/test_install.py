@@ -93,7 +93,8 @@ def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_pat
     links = re.findall(r"\]\(([^)]*)\)", metadata)
     assert len(links) > 3
     assert all(link.startswith(("https://", "#")) for link in links)
-    assert f"{REPOSITORY}/raw/v{__version__}/dsmooth/pretrained/mnist/samples.png" in links
+    for picture in ("dsmooth/pretrained/mnist/samples.png", "docs/figures/two_step.svg"):
+        assert f"{REPOSITORY}/raw/v{__version__}/{picture}" in links
     wheel.extractall(site)
     assert (
         kernels_of(f"import sys; sys.path.insert(0, {str(site)!r})", tmp_path) == site / "dsmooth"
