@@ -98,6 +98,8 @@ def rows() -> list[tuple[str, ...]]:
 def shrink(line: str) -> list[str]:
     """The arguments of the documented command, with a tiny network and few images."""
     command = smaller(line.replace("--image-size 32", "--image-size 8"))
+    if line.endswith("--out pictures"):  # a folder to train on
+        return [*command, "-n", "40"]
     if "--image-size" in command:  # colours, whose samples diverge for longer
         return [*command, "--images", "240"]
     if "--init" in command:
