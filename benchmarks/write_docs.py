@@ -22,8 +22,9 @@ README_MACHINE = SAVED / "epyc-zen5-2-cores.json"  # whose numbers the README sh
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 # Cases that the page leaves out: those between others in size, and those like another.
 OMITTED = re.compile(
-    r"sampler (mnist-(2|4|8|16|32|128|256)|cifar-(4|64)|size-(16|28|40|56)x.*)|.*-forward"
-    r"|logistic_mixture mnist-(continuous|discretized)-.*"
+    r"sampler (mnist-(2|4|8|16|32|128|256)|cifar-(4|64)|exact-.*|size-.*)|.*-forward"
+    r"|logistic_mixture (mnist-(continuous|discretized)|cifar-continuous)-.*"
+    r"|training_step .*-two-threads|gated_resnet F16-.*"
 )
 
 
