@@ -24,7 +24,8 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 OMITTED = re.compile(
     r"sampler (mnist-(2|4|8|16|32|128|256)|cifar-(4|64)|exact-.*|size-.*)|.*-forward"
     r"|logistic_mixture (mnist-(continuous|discretized)|cifar-continuous)-.*"
-    r"|training_step .*-two-threads|gated_resnet F16-.*"
+    r"|training_step .*-two-threads|gated_resnet F16-.*|sampler cifar-1(6-bf16)?"
+    r"|logistic_mixture mnist-16-all-.*|training_step F16-.*"
 )
 
 
