@@ -75,19 +75,13 @@ def page_table(saved: dict[Path, list[Result]]) -> Iterator[str]:
 def readme_lines(saved: dict[Path, list[Result]]) -> str:
     """Images per second on one machine, and the ratios to cached sampling in PyTorch."""
     cases = {result["case"]: result for result in saved[README_MACHINE]}
-    rows = [
-        ["1, float32", cases["mnist-1"]],
-        ["64, float32", cases["mnist-64"]],
-        ["64, bfloat16", cases["mnist-64-bf16"]],
-    ]
+    rows = {"1, float32": "mnist-1", "64, float32": "mnist-64", "64, bfloat16": "mnist-64-bf16"}
 
-    def ratio(result: Result, contender: str) -> str:
-        return f"{result['ratios'][contender][0]:.3g}x"
+    def row(words: str, result: Result) -> list[str]:
+        ratios = (result["ratios"][name][0] for name in ("cached PyTorch", "compiled"))
+        return [words, f"{result['img_per_s']:.3g}", *(f"{ratio:.3g}x" for ratio in ratios)]
 
-    names = ("cached PyTorch", "compiled")
-    cells = [
-        [words, f"{r['img_per_s']:.3g}", *(ratio(r, name) for name in names)] for words, r in rows
-    ]
+    cells = [row(words, cases[case]) for words, case in rows.items()]
     head = ["images at once", "images/s", "faster than cached PyTorch", "than compiled"]
     return f"\n{Table(head, cells).markdown()}\n"
 
