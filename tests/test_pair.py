@@ -55,7 +55,7 @@ class GaussianModel(dsmooth.PixelCNNpp):
         super().__init__(tiny_config())
         self.precision = torch.linalg.inv(covariance)
 
-    def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
+    def nats(self, x: Tensor, *condition: Tensor | None) -> Tensor:
         flat = x.flatten(1)
         quadratic = torch.einsum("bi,ij,bj->b", flat[:, :2], self.precision, flat[:, :2])
         return -0.5 * (quadratic + flat[:, 2:].square().sum(1))

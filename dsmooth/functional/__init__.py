@@ -1,4 +1,8 @@
-"""Functional ops: each has a PyTorch reference (impl="reference"), most also faster code."""
+"""Functional ops: each has a PyTorch reference (impl="reference"), most also faster code.
+
+A public function checks its arguments and calls the one whose name ends in `_inner`, which checks
+nothing: networks, whose input was checked, call that.
+"""
 
 from .dispatch import Impl, use_impl
 from .gated_resnet import gated_resnet

@@ -58,7 +58,7 @@ def choose(
     obstacle: returns the reason why an implementation cannot run, or None. Raises RuntimeError if
     an explicit `impl` cannot run.
     """
-    impl = resolve_impl(impl)
+    impl = _current if impl == "auto" else impl
     chosen: Impl = impl if impl != "auto" else "triton" if device.type == "cuda" else "native"
     reason = None
     if chosen != "reference":

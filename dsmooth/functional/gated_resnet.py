@@ -7,12 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, draw_seed, philox4x32, seed_words
-from .dispatch import Impl, autocast_dtype, choose, native_obstacle, triton_obstacle
+from .dispatch import (
+    Impl,
+    autocast_dtype,
+    choose,
+    native_obstacle,
+    resolve_impl,
+    triton_obstacle,
+)
 from .gated_resnet_op import MAX_TAPS, forward_op
-from .gated_resnet_operands import FIELDS, Operands, Settings, check_operands
-from .shifted_conv import Shift, concat_elu, fold_weight_norm, shifted_conv2d
-
-Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
+from .gated_resnet_operands import FIELDS, Affine, Operands, Settings, check_operands, operands_of
+from .shifted_conv import Shift, concat_elu_inner, fold_weight_norm, shifted_conv2d_inner
 
 
 def gated_resnet(
@@ -67,28 +72,32 @@ def gated_resnet(
         raise ValueError(
             f"gains must be empty or {count} tensors, one per weight, got {len(gains)}"
         )
-    weights = (*conv_in, *conv_out, *(nin_skip or (None, None)), *(*gains, None, None, None)[:3])
-    given = (x, *(*skips, None, None)[:2], *weights, image_bias, seed)
-    operands = {name: t for name, t in zip(FIELDS, given, strict=True) if t is not None}
+    operands = operands_of(x, conv_in, conv_out, skips, nin_skip, gains, image_bias, seed)
     settings = Settings(shift, dropout, layer, first_image)
     check_operands(operands, settings)
     settings = settings._replace(dropout=float(dropout))
-    dtype = autocast_dtype(x) or x.dtype
-
-    def obstacle(chosen: Impl) -> str | None:
-        if chosen == "triton":
-            return triton_obstacle(x.device, dtype)
-        taps = conv_in[0].shape[2] * conv_in[0].shape[3]
-        if taps > MAX_TAPS:
-            return f"the extension supports kernels of at most {MAX_TAPS} taps, got {taps}"
-        return native_obstacle(x.device.type, dtype)
-
-    chosen = choose("gated_resnet", impl, x.device, obstacle)
     if dropout == 0:
         operands.pop("seed", None)
         settings = Settings(shift)
     elif seed is None:
         operands["seed"] = draw_seed(x.device)
+    return gated_resnet_inner(operands, settings, resolve_impl(impl))
+
+
+def gated_resnet_inner(operands: Operands, settings: Settings, impl: Impl = "auto") -> Tensor:
+    """`gated_resnet` of its operands; with a seed only if there is dropout."""
+    x, kernel = operands["x"], operands["conv_in"].shape[2:]
+    dtype = autocast_dtype(x) or x.dtype
+
+    def obstacle(chosen: Impl) -> str | None:
+        if chosen == "triton":
+            return triton_obstacle(x.device, dtype)
+        taps = kernel[0] * kernel[1]
+        if taps > MAX_TAPS:
+            return f"the extension supports kernels of at most {MAX_TAPS} taps, got {taps}"
+        return native_obstacle(x.device.type, dtype)
+
+    chosen = choose("gated_resnet", impl, x.device, obstacle)
     if chosen == "reference":
         return _reference(operands, settings)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -102,17 +111,17 @@ def _reference(operands: Operands, settings: Settings) -> Tensor:
     """The equation of `gated_resnet`, line for line."""
     x, shift = operands["x"], settings.shift
     conv_in = fold_weight_norm(operands["conv_in"], operands.get("gain_in"))
-    h = shifted_conv2d(concat_elu(x), conv_in, operands["bias_in"], shift=shift)
+    h = shifted_conv2d_inner(concat_elu_inner(x), conv_in, operands["bias_in"], shift)
     if "skip" in operands:
         skips = [operands[name] for name in ("skip", "skip_2") if name in operands]
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
         nin = fold_weight_norm(operands["nin_skip"], operands.get("gain_nin"))
-        h = h + F.conv2d(concat_elu(a), nin, operands["bias_nin"])
-    h = concat_elu(h)
+        h = h + F.conv2d(concat_elu_inner(a), nin, operands["bias_nin"])
+    h = concat_elu_inner(h)
     if "seed" in operands:
         h = drop(h, settings, operands["seed"])
     conv_out = fold_weight_norm(operands["conv_out"], operands.get("gain_out"))
-    gates = shifted_conv2d(h, conv_out, operands["bias_out"], shift=shift)
+    gates = shifted_conv2d_inner(h, conv_out, operands["bias_out"], shift)
     return apply_gates(x, gates, operands.get("image_bias"))
 
 

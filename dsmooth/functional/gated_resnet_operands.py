@@ -14,6 +14,7 @@ from ..fields import check_floating, check_number, check_tensor
 from .dispatch import autocast_dtype
 from .shifted_conv import Shift, check_kernel
 
+Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
 Operands = dict[str, Tensor]  # those that are given, by the names of the field table
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # cast by autocast
 
@@ -70,6 +71,22 @@ class Settings(NamedTuple):
     def scale(self) -> float:
         """The factor by which dropout multiplies kept elements."""
         return 1 / (1 - self.dropout)
+
+
+def operands_of(
+    x: Tensor,
+    conv_in: Affine,
+    conv_out: Affine,
+    skips: tuple[Tensor, ...],
+    nin_skip: Affine | None,
+    gains: tuple[Tensor, ...],
+    image_bias: Tensor | None,
+    seed: Tensor | None,
+) -> Operands:
+    """The operands in the order of the field table."""
+    weights = (*conv_in, *conv_out, *(nin_skip or (None, None)), *(*gains, None, None, None)[:3])
+    given = (x, *(*skips, None, None)[:2], *weights, image_bias, seed)
+    return {name: t for name, t in zip(FIELDS, given, strict=True) if t is not None}
 
 
 def check_operands(operands: Operands, settings: Settings) -> None:

@@ -21,8 +21,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import check_floating, check_one_of, check_tensor
-from ..pixels import Atoms, Likelihood, byte_of, check_likelihood, value_of
-from .dispatch import Impl, choose, native_obstacle, triton_obstacle, without_autocast
+from ..pixels import (
+    N_BYTES,
+    Atoms,
+    Likelihood,
+    MixtureOptions,
+    byte_of,
+    check_likelihood,
+    value_of,
+)
+from .dispatch import (
+    Impl,
+    choose,
+    native_obstacle,
+    resolve_impl,
+    triton_obstacle,
+    without_autocast,
+)
 from .logistic_mixture_op import forward_op
 
 MIN_LOG_SCALE = -7.0
@@ -60,6 +75,13 @@ def logistic_mixture_log_prob(
     RuntimeError with the reason for an explicit impl that cannot run.
     """
     check_mixture(x, params, likelihood, atoms, smoothing_scale)
+    mixture = MixtureOptions(likelihood=likelihood, atoms=atoms, smoothing_scale=smoothing_scale)
+    return logistic_mixture_log_prob_inner(x, params, mixture, resolve_impl(impl))
+
+
+def logistic_mixture_log_prob_inner(
+    x: Tensor, params: Tensor, mixture: MixtureOptions, impl: Impl = "auto"
+) -> Tensor:
 
     def obstacle(chosen: Impl) -> str | None:
         if chosen == "triton":
@@ -68,12 +90,11 @@ def logistic_mixture_log_prob(
 
     chosen = choose("logistic_mixture_log_prob", impl, x.device, obstacle)
     if chosen == "reference":
-        return logistic_mixture_log_prob_ref(
-            x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
-        )
+        return _reference(x, params, mixture)
     if chosen == "native":
         x, params = _at_least_float32(x, params)
-    options = likelihood, bool(atoms), float(smoothing_scale), chosen
+    scale = float(mixture["smoothing_scale"])
+    options = mixture["likelihood"], bool(mixture["atoms"]), scale, chosen
     needs = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, params)]
     return forward_op(x, params, *options, *needs)[0]
 
@@ -88,7 +109,13 @@ def logistic_mixture_log_prob_ref(
 ) -> Tensor:
     """The reference of `logistic_mixture_log_prob` in PyTorch, differentiable any number of
     times."""
-    n_atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
+    check_mixture(x, params, likelihood, atoms, smoothing_scale)
+    mixture = MixtureOptions(likelihood=likelihood, atoms=atoms, smoothing_scale=smoothing_scale)
+    return _reference(x, params, mixture)
+
+
+def _reference(x: Tensor, params: Tensor, options: MixtureOptions) -> Tensor:
+    likelihood, n_atoms = options["likelihood"], N_BYTES if options["atoms"] else 0
     x, params = _at_least_float32(x, params)
     with without_autocast(x.device.type):
         mixture = Mixture.of(params, x.shape[1], n_atoms)
@@ -98,12 +125,12 @@ def logistic_mixture_log_prob_ref(
         if likelihood == "continuous":
             per_colour = _log_density(value, means, log_scales)  # (B, C, K, H, W)
         elif likelihood == "gaussian":
-            per_colour = _log_gaussian(value, means, log_scales, smoothing_scale)
+            per_colour = _log_gaussian(value, means, log_scales, options["smoothing_scale"])
         else:
             per_colour = _log_mass(value, means, log_scales)
         log_weights = F.log_softmax(mixture.logits, dim=1)  # components, then atoms
         joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
-        if atoms:
+        if n_atoms:
             log_atoms = log_weights[:, means.shape[2] :]
             byte = torch.arange(n_atoms, dtype=x.dtype, device=x.device).view(-1, 1, 1)
             at_byte = torch.round(byte_of(x)) == byte  # (B, J, H, W)
@@ -137,6 +164,7 @@ def logistic_mixture_sample(
     check_floating("params", params)
     check_floating("uniforms", uniforms)
     n_atoms = check_likelihood(likelihood, atoms, smoothing_scale, image_channels)
+    _check_channels(params, image_channels, n_atoms)
     n_mix = _n_mix(params, image_channels, n_atoms)
     check_tensor("uniforms", uniforms, (params.shape[0], 4, *params.shape[2:]), params.device)
     if not 0 < temperature < math.inf:
@@ -212,23 +240,22 @@ def extrapolate(
 
 
 def check_mixture(
-    x: Tensor,
-    params: Tensor,
-    likelihood: str,
-    atoms: Atoms,
-    smoothing_scale: float,
-) -> int:
-    """J, the number of atoms. Raises ValueError or TypeError unless x and params fit."""
+    x: Tensor, params: Tensor, likelihood: str, atoms: Atoms, smoothing_scale: float
+) -> None:
+    """Raise ValueError or TypeError unless x and params fit."""
     check_floating("x", x)
     check_floating("params", params)
     check_tensor("x", x, ("B", "C", "H", "W"))
     n_atoms = check_likelihood(likelihood, atoms, smoothing_scale, x.shape[1])
-    _n_mix(params, x.shape[1], n_atoms)
+    _check_channels(params, x.shape[1], n_atoms)
     check_tensor("params", params, (x.shape[0], params.shape[1], *x.shape[2:]), x.device)
-    return n_atoms
 
 
-def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
+def _n_mix(params: Tensor, image_channels: int, n_atoms: int) -> int:
+    return (params.shape[1] - n_atoms) // (3 if image_channels == 1 else 10)
+
+
+def _check_channels(params: Tensor, image_channels: int, n_atoms: int) -> None:
     check_one_of("image_channels", image_channels, (1, 3))
     per_component = 3 if image_channels == 1 else 10
     channels = params.shape[1] - n_atoms if params.ndim == 4 else 0
@@ -238,7 +265,6 @@ def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
             f"params must have shape (B, {expected}, H, W) for {image_channels} image "
             f"channels, got {tuple(params.shape)}"
         )
-    return channels // per_component
 
 
 def _at_least_float32(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,19 +21,28 @@ SHIFTS = get_args(Shift)
 
 def concat_elu(x: Tensor) -> Tensor:
     """elu([x, -x]) on channels: (B, C, H, W) -> (B, 2C, H, W)."""
-    check_tensor("x", x, ("B", "C", "H", "W"))
+    return concat_elu_inner(_image(x))
+
+
+def concat_elu_inner(x: Tensor) -> Tensor:
     return F.elu(torch.cat([x, -x], dim=1))
 
 
 def down_shift(x: Tensor) -> Tensor:
     """Shift (B, C, H, W) down by one row; row 0 becomes zero."""
-    check_tensor("x", x, ("B", "C", "H", "W"))
+    return down_shift_inner(_image(x))
+
+
+def down_shift_inner(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 1, -1))
 
 
 def right_shift(x: Tensor) -> Tensor:
     """Shift (B, C, H, W) right by one column; column 0 becomes zero."""
-    check_tensor("x", x, ("B", "C", "H", "W"))
+    return right_shift_inner(_image(x))
+
+
+def right_shift_inner(x: Tensor) -> Tensor:
     return F.pad(x, (1, -1, 0, 0))
 
 
@@ -53,6 +62,12 @@ def shifted_conv2d(
     check_kernel(weight, shift)
     _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
     check_one_of("stride", stride, (1, 2))
+    return shifted_conv2d_inner(x, weight, bias, shift, stride)
+
+
+def shifted_conv2d_inner(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, stride: int = 1
+) -> Tensor:
     top, left = padding_of(weight, shift)
     bottom, right = weight.shape[2] - 1 - top, weight.shape[3] - 1 - left
     if (top, left) == (bottom, right):
@@ -82,6 +97,12 @@ def shifted_conv_transpose2d(
     check_one_of("shift", shift, ("down", "down_right"))
     check_tensor("weight", weight, ("C", "D", 2, "kw"))
     _check_operands(x, weight, bias, *weight.shape[:2])
+    return shifted_conv_transpose2d_inner(x, weight, bias, shift)
+
+
+def shifted_conv_transpose2d_inner(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift
+) -> Tensor:
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
     # The bias is added separately: oneDNN computes its gradient in a plain loop.
     y = F.conv_transpose2d(x, weight, stride=2, output_padding=1)
@@ -99,6 +120,11 @@ def fold_weight_norm(v: Tensor, gain: Tensor | None, over: Sequence[int] = (1, 2
         return v
     norm = torch.linalg.vector_norm(v, dim=over, keepdim=True)
     return v * (gain.view_as(norm) / norm)
+
+
+def _image(x: Tensor) -> Tensor:
+    check_tensor("x", x, ("B", "C", "H", "W"))
+    return x
 
 
 def _check_operands(

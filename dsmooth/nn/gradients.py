@@ -12,12 +12,12 @@ from ..functional.dispatch import forward_mode_obstacle
 from .pixelcnnpp import PixelCNNpp
 
 
-def input_gradient(model: PixelCNNpp, x: Tensor, label: Tensor | None = None) -> Tensor:
+def input_gradient(model: PixelCNNpp, x: Tensor, labels: Tensor | None = None) -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
 
     Raises NotImplementedError under forward-mode differentiation, which is not supported.
     """
-    return _gradient(model, "x", {"x": x, "label": label})
+    return _gradient(model, "x", {"x": x, "vector": model.vectors(labels)})
 
 
 def class_gradient(
@@ -36,17 +36,11 @@ class _LogProb(nn.Module):
         self.model = model
 
     def forward(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        vector: Tensor | None = None,
+        self, x: Tensor, context: Tensor | None = None, vector: Tensor | None = None
     ) -> Tensor:
-        """With a label, or with the vectors of classes, which may be of no single class."""
-        if vector is None:
-            return self.model.log_prob_given(x, self.model(x, label=label))
-        params = self.model.given_vector(x, context, vector.to(self.model.dtype))
-        return self.model.log_prob_given(x, params)
+        """With the vectors of classes, which may be of no single class."""
+        vector = None if vector is None else vector.to(self.model.dtype)
+        return self.model.nats(x, context, vector)
 
 
 def _gradient(model: PixelCNNpp, name: str, inputs: Mapping[str, Tensor | None]) -> Tensor:

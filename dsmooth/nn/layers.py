@@ -9,11 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import Shift, concat_elu, gated_resnet, shifted_conv2d, shifted_conv_transpose2d
 from ..functional.dispatch import without_autocast
-from ..functional.gated_resnet import apply_gates, drop
-from ..functional.gated_resnet_operands import Settings
-from ..functional.shifted_conv import fold_weight_norm
+from ..functional.gated_resnet import apply_gates, drop, gated_resnet_inner
+from ..functional.gated_resnet_operands import Settings, operands_of
+from ..functional.shifted_conv import (
+    Shift,
+    concat_elu_inner,
+    fold_weight_norm,
+    shifted_conv2d_inner,
+    shifted_conv_transpose2d_inner,
+)
 from ..philox import draw_seed
 
 Skip = Tensor | tuple[Tensor, ...] | None
@@ -60,8 +65,8 @@ class WeightNormConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H/stride, W/stride), or (B, D, 2H, 2W) when transposed."""
         if self.transposed:
-            return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
-        return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
+            return shifted_conv_transpose2d_inner(x, *self.affine(), self.shift)
+        return shifted_conv2d_inner(x, *self.affine(), self.shift, self.stride)
 
     def norm(self, v: Tensor) -> Tensor:
         """|v| of each output filter."""
@@ -127,6 +132,7 @@ class GatedResnet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.shift: Shift = shift
         self.dropout = dropout
         self.index = 0
         f, size = n_filters, condition_size
@@ -154,40 +160,34 @@ class GatedResnet(nn.Module):
             # In the dtype of the weights even under autocast, like the bias to which it is added.
             with without_autocast(condition.device.type):
                 image_bias = F.linear(condition, self.condition_weight)
+        settings = Settings(self.shift)
+        if self.training and self.dropout > 0:
+            settings = Settings(self.shift, self.dropout, self.index, first_image)
+            seed = draw_seed(x.device) if seed is None else seed
+        else:
+            seed = None
         if any(_computes_its_own(conv) for conv in convs):
-            h = concat_elu(self._hidden(x, skip))
-            if self.training and self.dropout > 0:
-                settings = Settings("none", self.dropout, self.index, first_image)
-                h = drop(h, settings, draw_seed(x.device) if seed is None else seed)
+            h = concat_elu_inner(self._hidden(x, skip))
+            h = h if seed is None else drop(h, settings, seed)
             return apply_gates(x, self.conv_out(h), image_bias)
         conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
-        return gated_resnet(
-            x,
-            conv_in,
-            conv_out,
-            skip,
-            nin[0] if nin else None,
-            gains=tuple(conv.weight_g for conv in convs),
-            image_bias=image_bias,
-            shift=self.conv_in.shift,
-            dropout=self.dropout if self.training else 0.0,
-            seed=seed,
-            layer=self.index,
-            first_image=first_image,
-        )
+        gains = tuple(conv.weight_g for conv in convs)
+        skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+        weights = conv_in, conv_out, skips, nin[0] if nin else None, gains
+        return gated_resnet_inner(operands_of(x, *weights, image_bias, seed), settings)
 
     def _hidden(self, x: Tensor, skip: Skip) -> Tensor:
-        h: Tensor = self.conv_in(concat_elu(x))
+        h: Tensor = self.conv_in(concat_elu_inner(x))
         if self.nin_skip is not None and skip is not None:
             skip = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
-            h = h + self.nin_skip(concat_elu(skip))
+            h = h + self.nin_skip(concat_elu_inner(skip))
         return h
 
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
         """Data-dependent init; without the condition, the second convolution's output has scale
         0.1."""
-        self.conv_in.initialize(concat_elu(x))
+        self.conv_in.initialize(concat_elu_inner(x))
         if self.nin_skip is not None and skip is not None:
             whole = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
-            self.nin_skip.initialize(concat_elu(whole))
-        self.conv_out.initialize(concat_elu(self._hidden(x, skip)), scale=0.1)
+            self.nin_skip.initialize(concat_elu_inner(whole))
+        self.conv_out.initialize(concat_elu_inner(self._hidden(x, skip)), scale=0.1)

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Classes, ModelConfig, Role
-from ..fields import check_tensor
-from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
+from ..fields import check_number, check_tensor
+from ..functional import logistic_mixture_log_prob
 from ..functional.dispatch import without_autocast
+from ..functional.logistic_mixture import logistic_mixture_log_prob_inner
+from ..functional.shifted_conv import concat_elu_inner, down_shift_inner, right_shift_inner
 from ..philox import draw_seed
 from .condition import ClassLabel, check_context, labels_of, one_hot
 from .images import (
@@ -79,7 +81,7 @@ class HeadHidden(nn.Module):
 
     def forward(self, seen: Tensor, elu_ul: Tensor) -> Tensor:
         """The input of the stem (B, C', H, W) and elu(ul) (B, F, H, W) -> (B, M, H, W)."""
-        around = down_shift(self.above(seen)) + right_shift(self.left(seen))
+        around = down_shift_inner(self.above(seen)) + right_shift_inner(self.left(seen))
         return around + self.ul(elu_ul)
 
 
@@ -153,8 +155,11 @@ class PixelCNNpp(Pretrained):
         Raises ValueError for a wrong shape and for a missing or unexpected context or label,
         TypeError for a wrong dtype.
         """
-        vector = self._vector(x, context, label)
-        return self.given_vector(x, context, vector, seed, first_image)
+        labels = self._checked(x, context, label)
+        if seed is not None:
+            check_tensor("seed", seed, (), x.device, (torch.int64,))
+        check_number("first_image", first_image, 0, 2**31 - 1)
+        return self.given_vector(x, context, self.vectors(labels), seed, first_image)
 
     def given_vector(
         self,
@@ -164,7 +169,7 @@ class PixelCNNpp(Pretrained):
         seed: Tensor | None = None,
         first_image: int = 0,
     ) -> Tensor:
-        """`forward` with a vector (B, n_classes) in place of each label, unchecked."""
+        """`forward` of checked images, with a vector (B, n_classes) in place of each label."""
         if seed is None and self.training and self.config.dropout > 0:
             seed = draw_seed(x.device)  # one seed for all gated resnets
         seen, dtype = self._seen(x), self.dtype
@@ -173,7 +178,7 @@ class PixelCNNpp(Pretrained):
         value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
         if self.hidden is not None:
             hidden = self.hidden(seen, value).to(dtype)
-            value = torch.cat([concat_elu(hidden), value], dim=1)
+            value = torch.cat([concat_elu_inner(hidden), value], dim=1)
         # Rounding to bfloat16 would change a log-scale or a logit by more than it can learn.
         with without_autocast(value.device.type):
             return self.head(value)
@@ -186,17 +191,21 @@ class PixelCNNpp(Pretrained):
         "continuous" gives a density in units of [-1, 1]; "discretized" the probability of bytes,
         and raises ValueError for other values. Other arguments and errors: see `forward`.
         """
-        if not torch.compiler.is_compiling():
-            check_images("x", x)
-            if self.config.likelihood == "discretized":
-                check_scale("x", x, as_bytes=True)
-        return self.log_prob_given(x, self(x, context, label))
+        labels = self._checked(x, context, label)
+        if self.config.likelihood == "discretized" and not torch.compiler.is_compiling():
+            check_scale("x", x, as_bytes=True)
+        return self.nats(x, context, self.vectors(labels))
+
+    def nats(self, x: Tensor, context: Tensor | None, vector: Tensor | None) -> Tensor:
+        """`log_prob` of checked images, with a vector (B, n_classes) in place of each label."""
+        params = self.given_vector(x, context, vector)
+        exact = self._exact(x)
+        return logistic_mixture_log_prob_inner(exact, params, self.config.mixture).sum((1, 2))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
-        if self.config.likelihood == "discretized":
-            x = snap_half_precision(x)
-        return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
+        exact = self._exact(x)
+        return logistic_mixture_log_prob(exact, params, **self.config.mixture).sum((1, 2))
 
     def features(
         self, x: Tensor, context: Tensor | None = None, label: ClassLabel | None = None
@@ -207,8 +216,8 @@ class PixelCNNpp(Pretrained):
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
-        vector = self._vector(x, context, label)
-        streams = self._streams(self._seen(x), context, {"condition": vector})
+        given = {"condition": self.vectors(self._checked(x, context, label))}
+        streams = self._streams(self._seen(x), context, given)
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
             for (name, scale), (u, ul) in zip(scales.items(), streams, strict=True)
@@ -270,7 +279,7 @@ class PixelCNNpp(Pretrained):
             above = F.pad(above, (0, 0, 0, 0, 0, x.shape[1] - above.shape[1]))
             x = torch.cat([above, x], dim=2)
         u, above, left = self.stem_u(x), self.stem_ul_above(x), self.stem_ul_left(x)
-        u, ul = down_shift(u), down_shift(above) + right_shift(left)
+        u, ul = down_shift_inner(u), down_shift_inner(above) + right_shift_inner(left)
         if encoded is not None:
             u, ul = u + encoded[0], ul + encoded[1]
 
@@ -297,16 +306,25 @@ class PixelCNNpp(Pretrained):
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)
         return outputs
 
-    def _vector(self, x: Tensor, context: Tensor | None, label: ClassLabel | None) -> Tensor | None:
-        """Check the input of `forward`; the vectors (B, n_classes) of the labels."""
+    def vectors(self, labels: Tensor | None) -> Tensor | None:
+        """The vectors (B, n_classes) of labels (B,) int64, zeros for no class."""
+        return one_hot(labels, self.config.n_classes, self.head.bias)
+
+    def _exact(self, x: Tensor) -> Tensor:
+        """The images as the likelihood takes them: bytes are rounded to bytes."""
+        return snap_half_precision(x) if self.config.likelihood == "discretized" else x
+
+    def _checked(
+        self, x: Tensor, context: Tensor | None, label: ClassLabel | None
+    ) -> Tensor | None:
+        """The labels (B,) int64, after a check of the input of `forward`."""
         check_images("x", x)
         channels = self.config.image_channels
         dtypes = () if torch.is_autocast_enabled(x.device.type) else (self.dtype,)
         check_tensor("x", x, ("B", channels, "H", "W"), self.device, dtypes)
         check_size(x.shape[2:], "H", "W")
         check_context(context, self.config.conditioning, x)
-        numbers = labels_of(label, self.config.classes, x.shape[0], x.device)
-        return one_hot(numbers, self.config.n_classes, self.head.bias)
+        return labels_of(label, self.config.classes, x.shape[0], x.device)
 
 
 def _with_ones(x: Tensor) -> Tensor:
