@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .bound import TOP_CLASSES, bound_terms, log_mean_exp
+from .bound import GRADIENT_PASSES, TOP_CLASSES, Bound, log_mean_exp, log_weights
 from .config import Classes, Method, Precision
 from .fields import check_number, check_tensor
 from .machine import torch_threads
@@ -194,21 +194,13 @@ class SmoothedPair(Pretrained):
         Images are computed in batches, so that memory does not grow with B. The result carries no
         gradient.
         """
-        labels, bounds = self._labels(label, len(x)), []
-        seed = drawn_seed() if seed is None else seed
+        bound, labels = self._measured(x, label, n_noise, top_classes)
+        seed, bounds = drawn_seed() if seed is None else seed, []
         for part in batches(len(x), BOUND_IMAGES) or [range(0)]:
             images = slice(part.start, part.stop)
             own = None if labels is None else labels[images]
-            bound = self.forward(
-                x[images],
-                label=own,
-                n_noise=n_noise,
-                importance_weighted=importance_weighted,
-                seed=seed,
-                first_index=first_index + part.start,
-                top_classes=top_classes,
-            )
-            bounds.append(bound)
+            draws = log_weights(bound, x[images], own, n_noise, seed, first_index + part.start)
+            bounds.append(log_mean_exp(draws) if importance_weighted else draws.mean(0))
             advance_to(part.stop / max(1, len(x)))
         return torch.cat(bounds)
 
@@ -245,28 +237,35 @@ class SmoothedPair(Pretrained):
         images of another size or outside [-1, 1], or, with a discretized denoiser, for values that
         are not bytes.
         """
+        bound, labels = self._measured(x, label, n_noise, top_classes)
+        draws = log_weights(bound, x, labels, n_noise, seed, first_index)
+        return log_mean_exp(draws) if importance_weighted else draws.mean(0)
+
+    def bound(self, top_classes: int | None = TOP_CLASSES) -> Bound:
+        """What the bounds of this pair are computed by; top_classes: of `forward`."""
+        pair, log_prior = in_evaluation(self), self.log_prior
+        if top_classes is not None:
+            check_number("top_classes", top_classes)
+        if top_classes is None or top_classes + GRADIENT_PASSES >= len(log_prior):
+            top_classes = len(log_prior)
+        return Bound(pair.noisy, pair.denoiser, self.smoothing, log_prior, top_classes)
+
+    def _measured(
+        self, x: Tensor, label: ClassLabel | None, n_noise: int, top_classes: int | None
+    ) -> tuple[Bound, Tensor | None]:
+        """The bound, and the labels (B,) int64 on the device or None; checks the arguments."""
         check_number("n_noise", n_noise)
         self._check_images("x", x)
         self.check_scale("x", x)
-        pair, weights = in_evaluation(self), []
-        models, label = (pair.noisy, pair.denoiser), self._labels(label, len(x))
-        for i in range(n_noise):
-            x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=i)
-            terms = bound_terms(models, x, x_tilde, label, pair.log_prior, top_classes)
-            smoothing = -self.smoothing.log_prob(x_tilde, x)
-            weights.append(terms["noisy"] + smoothing + terms["denoiser"])
-        draws = torch.stack(weights)
-        return log_mean_exp(draws) if importance_weighted else draws.mean(0)
+        known = label is not None
+        labels = labels_of(label, self.classes, len(x), self.device) if known else None
+        return self.bound(top_classes), labels
 
     @property
     def log_prior(self) -> Tensor:
         """log p(class) of each class, by the shares in the training images: (n_classes,)."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         return log_prior(self.classes, self.device).to(dtype)
-
-    def _labels(self, label: ClassLabel | None, batch: int) -> Tensor | None:
-        """The labels (B,) int64 of `batch` images on the device, None if they are not given."""
-        return None if label is None else labels_of(label, self.classes, batch, self.device)
 
     def _check_images(self, name: str, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""

@@ -13,7 +13,7 @@ from ..nn import PixelCNNpp
 from ..nn.condition import log_prior
 from ..nn.weights import in_evaluation
 from ..pair import SmoothedPair
-from .likelihood import nats_of_images, standard_error
+from .likelihood import measured, nats_of_images, standard_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,13 @@ def classify(
         raise ValueError("only a model with classes classifies: this one has none")
 
     def nats_of(x: Tensor, _: object, first: int, number: int) -> dict[str, Tensor]:
-        label = torch.full((len(x),), number, device=x.device)
         if isinstance(model, PixelCNNpp):
-            return {"nats": model.log_prob(x, label=label)}
+            return {"nats": model.log_prob(x, label=number)}
         choices = {"n_noise": n_noise, "seed": seed, "first_index": first}
-        return {"nats": model.elbo(x, label=label, importance_weighted=True, **choices)}
+        return {"nats": model.elbo(x, label=number, importance_weighted=True, **choices)}
 
-    rows = nats_of_images(model, dataset, nats_of, batch_size, rows=len(classes.names))
+    images = measured(model, dataset, batch_size)
+    rows = nats_of_images(images, nats_of, rows=len(classes.names))
     nats = rows["nats"].mT.contiguous()
     joint, scale = nats + log_prior(classes), -dataset.images[0].numel() * math.log(2)
     right = (joint.argmax(1) == labels).double()

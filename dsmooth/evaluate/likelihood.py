@@ -20,15 +20,15 @@ from ..bound import bound_terms, log_mean_exp
 from ..config import Precision, Role
 from ..data import ImageDataset
 from ..fields import check_number
-from ..functional import logistic_mixture_log_prob
+from ..functional.logistic_mixture import logistic_mixture_log_prob_inner
 from ..machine import autocast
 from ..nn import PixelCNNpp
-from ..nn.condition import NO_CLASS
+from ..nn.condition import NO_CLASS, labels_of
 from ..nn.images import snap_half_precision
 from ..nn.weights import in_evaluation, weights_digest
 from ..pair import SmoothedPair
 from ..philox import Stream
-from ..pixels import PER_UNIT, Likelihood
+from ..pixels import PER_UNIT, Likelihood, MixtureOptions
 from ..pretrained import Loaded
 from ..progress import portion
 from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
@@ -185,34 +185,53 @@ def check_dataset(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> No
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Images and how a model is given them, as `measured` resolves them.
+
+    labels: (N,) int64, -1 for no class; None for a model without classes. classes: of `Scores`.
+    """
+
+    dataset: ImageDataset
+    labels: Tensor | None
+    classes: Literal["none", "given", "hidden"]
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def measured(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset, batch_size: int) -> Measured:
+    """Raises ValueError for a batch size, images or labels that do not fit the model."""
+    check_number("batch_size", batch_size)
+    check_number("images", len(dataset))
+    check_dataset(model, dataset)
+    classes, seen = model.classes, dataset.has_classes(model.classes)
+    label = dataset.labels_for(classes) if seen else NO_CLASS if classes else None
+    labels = labels_of(label, classes, len(dataset))
+    words: Literal["none", "given", "hidden"] = "given" if seen else "hidden" if classes else "none"
+    return Measured(dataset, labels, words, batch_size, model.device, model.dtype)
+
+
 def nats_of_images(
-    model: SmoothedPair | PixelCNNpp,
-    dataset: ImageDataset,
-    nats_of: Callable[[Tensor, Tensor | int | None, int, int], dict[str, Tensor]],
-    batch_size: int,
+    images: Measured,
+    nats_of: Callable[[Tensor, Tensor | None, int, int], dict[str, Tensor]],
     rows: int = 1,
 ) -> dict[str, Tensor]:
     """The nats (rows, N) float64 of images, by the names that `nats_of` gives.
 
     nats_of(batch, its labels, index of its first image, row) returns the nats (B,) of a batch for
-    one row, on the model's device. Raises ValueError for images or labels that do not fit the
-    model.
+    one row, on the model's device.
     """
-    check_number("batch_size", batch_size)
-    check_number("images", len(dataset))
-    check_dataset(model, dataset)
-    classes, device = model.classes, model.device
-    labels = dataset.labels_for(classes) if dataset.has_classes(classes) else None
-    no_label = NO_CLASS if classes else None
+    dataset, device = images.dataset, images.device
 
     def compute(part: tuple[int, range]) -> dict[str, Tensor]:
         row, batch = part
         indices = torch.arange(batch.start, batch.stop)
-        label = no_label if labels is None else labels[indices].to(device)
-        nats = nats_of(dataset.batch(indices).to(device, model.dtype), label, batch.start, row)
+        labels = None if images.labels is None else images.labels[indices].to(device)
+        nats = nats_of(dataset.batch(indices).to(device, images.dtype), labels, batch.start, row)
         return {name: values.double().cpu() for name, values in nats.items()}
 
-    parts = [*itertools.product(range(rows), batches(len(dataset), batch_size))]
+    parts = [*itertools.product(range(rows), batches(len(dataset), images.batch_size))]
     found = [*map_parts(compute, parts, in_threads=device.type == "cpu")]
     return {name: torch.cat([part[name] for part in found]).view(rows, -1) for name in found[0]}
 
@@ -238,24 +257,23 @@ def score_pair(
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     check_number("n_noise", n_noise)
-    pair = in_evaluation(pair)
+    images, bound, smoothing = measured(pair, dataset, batch_size), pair.bound(), pair.smoothing
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
 
-    def nats_of(x: Tensor, label: Tensor | int | None, first: int, draw: int) -> dict[str, Tensor]:
+    def nats_of(x: Tensor, labels: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
         place = {"seed": seed, "first_index": first, "repeat": draw}
-        x_tilde = pair.smoothing.sample(x, **place)
+        x_tilde = smoothing.sample(x, **place)
         target = x if noise is None else noise.sample(x, **place)
-        image_terms = partial(_image_nats, pair.denoiser, x, target, x_tilde)
-        models = pair.noisy, pair.denoiser
-        bound = partial(bound_terms, models, x, x_tilde, denoiser_terms=image_terms)
-        nats = bound(label, pair.log_prior) | {"smoothing": -pair.smoothing.log_prob(x_tilde, x)}
-        if mixture and pair.n_classes:
-            summed = bound(None, pair.log_prior)
+        image_terms = partial(_image_nats, bound.denoiser, x, target, x_tilde)
+        terms = partial(bound_terms, bound, x, x_tilde, denoiser_terms=image_terms)
+        nats = terms(labels) | {"smoothing": -smoothing.log_prob(x_tilde, x)}
+        if mixture and labels is not None:
+            summed = terms(None)
             nats["mixture"] = summed["noisy"] + nats["smoothing"] + summed["discretized"]
         return nats
 
-    nats = nats_of_images(pair, dataset, nats_of, batch_size, rows=n_noise)
-    return _scores(nats, pair, dataset, clean_noise if "continuous" in nats else 0.0)
+    nats = nats_of_images(images, nats_of, rows=n_noise)
+    return _scores(nats, images, clean_noise if "continuous" in nats else 0.0)
 
 
 @torch.no_grad()
@@ -270,38 +288,31 @@ def score_plain(model: PixelCNNpp, dataset: ImageDataset, *, batch_size: int = 1
             'a plain model must have conditioning="none" and no gaussian noise in its likelihood, '
             f'got "{kinds[0]}" and "{kinds[1]}"'
         )
-    model = in_evaluation(model)
+    model, images = in_evaluation(model), measured(model, dataset, batch_size)
 
-    def nats_of(x: Tensor, label: Tensor | int | None, first: int, draw: int) -> dict[str, Tensor]:
-        return _image_nats(model, x, x, None, label)
+    def nats_of(x: Tensor, labels: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:
+        return _image_nats(model, x, x, None, labels)
 
-    return _scores(nats_of_images(model, dataset, nats_of, batch_size), model, dataset)
+    return _scores(nats_of_images(images, nats_of), images)
 
 
-def _scores(
-    nats: dict[str, Tensor],
-    model: SmoothedPair | PixelCNNpp,
-    dataset: ImageDataset,
-    clean_noise: float = 0.0,
-) -> Scores:
-    seen: Literal["none", "given", "hidden"] = "none"
-    if model.classes:
-        seen = "given" if dataset.has_classes(model.classes) else "hidden"
-    dimensions = dataset.images[0].numel()
-    return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=seen)
+def _scores(nats: dict[str, Tensor], images: Measured, clean_noise: float = 0.0) -> Scores:
+    dimensions, classes = images.dataset.images[0].numel(), images.classes
+    return Scores(**nats, dimensions=dimensions, clean_noise=clean_noise, classes=classes)
 
 
 def _image_nats(
-    model: PixelCNNpp, x: Tensor, target: Tensor, x_tilde: Tensor | None, label: Tensor | int | None
+    model: PixelCNNpp, x: Tensor, target: Tensor, x_tilde: Tensor | None, labels: Tensor | None
 ) -> dict[str, Tensor]:
     """log p of the bytes of x, and of the target if the model has a density: (B,), nats, summed in
     float64."""
-    config, params = model.config, model(x, x_tilde, label)
-    masses = config.mixture | {"likelihood": "discretized"}
-    nats = {"discretized": logistic_mixture_log_prob(snap_half_precision(x), params, **masses)}
+    config, vector = model.config, model.vectors(labels)
+    params, exact = model.given_vector(x, x_tilde, vector), snap_half_precision(x)
+    masses: MixtureOptions = {**config.mixture, "likelihood": "discretized"}
+    nats = {"discretized": logistic_mixture_log_prob_inner(exact, params, masses)}
     if config.likelihood == "continuous":
-        params = params if target is x else model(target, x_tilde, label)
-        nats["continuous"] = logistic_mixture_log_prob(target, params, **config.mixture)
+        params = params if target is x else model.given_vector(target, x_tilde, vector)
+        nats["continuous"] = logistic_mixture_log_prob_inner(target, params, config.mixture)
     return {name: pixels.double().sum((1, 2)) for name, pixels in nats.items()}
 
 
