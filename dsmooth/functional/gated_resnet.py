@@ -7,14 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, draw_seed, philox4x32, seed_words
-from .dispatch import (
-    Impl,
-    autocast_dtype,
-    choose,
-    native_obstacle,
-    resolve_impl,
-    triton_obstacle,
-)
+from .dispatch import Impl, autocast_dtype, choose, native_obstacle, resolve_impl, triton_obstacle
 from .gated_resnet_op import MAX_TAPS, forward_op
 from .gated_resnet_operands import FIELDS, Affine, Operands, Settings, check_operands, operands_of
 from .shifted_conv import Shift, concat_elu_inner, fold_weight_norm, shifted_conv2d_inner
@@ -86,13 +79,13 @@ def gated_resnet(
 
 def gated_resnet_inner(operands: Operands, settings: Settings, impl: Impl = "auto") -> Tensor:
     """`gated_resnet` of its operands; with a seed only if there is dropout."""
-    x, kernel = operands["x"], operands["conv_in"].shape[2:]
+    x = operands["x"]
     dtype = autocast_dtype(x) or x.dtype
 
     def obstacle(chosen: Impl) -> str | None:
         if chosen == "triton":
             return triton_obstacle(x.device, dtype)
-        taps = kernel[0] * kernel[1]
+        taps = operands["conv_in"][0, 0].numel()
         if taps > MAX_TAPS:
             return f"the extension supports kernels of at most {MAX_TAPS} taps, got {taps}"
         return native_obstacle(x.device.type, dtype)

@@ -21,23 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import check_floating, check_one_of, check_tensor
-from ..pixels import (
-    N_BYTES,
-    Atoms,
-    Likelihood,
-    MixtureOptions,
-    byte_of,
-    check_likelihood,
-    value_of,
-)
-from .dispatch import (
-    Impl,
-    choose,
-    native_obstacle,
-    resolve_impl,
-    triton_obstacle,
-    without_autocast,
-)
+from ..pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, byte_of, check_likelihood, value_of
+from .dispatch import Impl, choose, native_obstacle, resolve_impl, triton_obstacle, without_autocast
 from .logistic_mixture_op import forward_op
 
 MIN_LOG_SCALE = -7.0
@@ -74,14 +59,14 @@ def logistic_mixture_log_prob(
     Raises ValueError for shapes or bytes that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
     """
-    check_mixture(x, params, likelihood, atoms, smoothing_scale)
-    mixture = MixtureOptions(likelihood=likelihood, atoms=atoms, smoothing_scale=smoothing_scale)
+    mixture = _resolved(x, params, likelihood, atoms, smoothing_scale)
     return logistic_mixture_log_prob_inner(x, params, mixture, resolve_impl(impl))
 
 
 def logistic_mixture_log_prob_inner(
     x: Tensor, params: Tensor, mixture: MixtureOptions, impl: Impl = "auto"
 ) -> Tensor:
+    """`logistic_mixture_log_prob` of checked arguments."""
 
     def obstacle(chosen: Impl) -> str | None:
         if chosen == "triton":
@@ -109,9 +94,7 @@ def logistic_mixture_log_prob_ref(
 ) -> Tensor:
     """The reference of `logistic_mixture_log_prob` in PyTorch, differentiable any number of
     times."""
-    check_mixture(x, params, likelihood, atoms, smoothing_scale)
-    mixture = MixtureOptions(likelihood=likelihood, atoms=atoms, smoothing_scale=smoothing_scale)
-    return _reference(x, params, mixture)
+    return _reference(x, params, _resolved(x, params, likelihood, atoms, smoothing_scale))
 
 
 def _reference(x: Tensor, params: Tensor, options: MixtureOptions) -> Tensor:
@@ -239,16 +222,17 @@ def extrapolate(
     return torch.lerp(start, end, weight)
 
 
-def check_mixture(
-    x: Tensor, params: Tensor, likelihood: str, atoms: Atoms, smoothing_scale: float
-) -> None:
-    """Raise ValueError or TypeError unless x and params fit."""
+def _resolved(
+    x: Tensor, params: Tensor, likelihood: Likelihood, atoms: Atoms, smoothing_scale: float
+) -> MixtureOptions:
+    """The options as one; raises ValueError or TypeError unless x and params fit them."""
     check_floating("x", x)
     check_floating("params", params)
     check_tensor("x", x, ("B", "C", "H", "W"))
     n_atoms = check_likelihood(likelihood, atoms, smoothing_scale, x.shape[1])
     _check_channels(params, x.shape[1], n_atoms)
     check_tensor("params", params, (x.shape[0], params.shape[1], *x.shape[2:]), x.device)
+    return MixtureOptions(likelihood=likelihood, atoms=atoms, smoothing_scale=smoothing_scale)
 
 
 def _n_mix(params: Tensor, image_channels: int, n_atoms: int) -> int:

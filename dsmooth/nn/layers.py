@@ -160,12 +160,10 @@ class GatedResnet(nn.Module):
             # In the dtype of the weights even under autocast, like the bias to which it is added.
             with without_autocast(condition.device.type):
                 image_bias = F.linear(condition, self.condition_weight)
-        settings = Settings(self.shift)
-        if self.training and self.dropout > 0:
+        settings, has_dropout = Settings(self.shift), self.training and self.dropout > 0
+        if has_dropout:
             settings = Settings(self.shift, self.dropout, self.index, first_image)
-            seed = draw_seed(x.device) if seed is None else seed
-        else:
-            seed = None
+        seed = (draw_seed(x.device) if seed is None else seed) if has_dropout else None
         if any(_computes_its_own(conv) for conv in convs):
             h = concat_elu_inner(self._hidden(x, skip))
             h = h if seed is None else drop(h, settings, seed)

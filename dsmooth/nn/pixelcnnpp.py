@@ -198,8 +198,7 @@ class PixelCNNpp(Pretrained):
 
     def nats(self, x: Tensor, context: Tensor | None, vector: Tensor | None) -> Tensor:
         """`log_prob` of checked images, with a vector (B, n_classes) in place of each label."""
-        params = self.given_vector(x, context, vector)
-        exact = self._exact(x)
+        params, exact = self.given_vector(x, context, vector), self._exact(x)
         return logistic_mixture_log_prob_inner(exact, params, self.config.mixture).sum((1, 2))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:

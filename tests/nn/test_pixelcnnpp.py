@@ -275,6 +275,12 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
     refuses(message, network(conditioning), x, context, error=error)
 
 
+def test_bad_seeds_of_dropout_are_named() -> None:
+    model, x = network(), ZEROS(1, 1, 8, 8)
+    refuses("seed must be int64, got float32", model, x, seed=torch.zeros(()))
+    refuses("`first_image` must lie in 0 .. 2147483647, got -1", model, x, first_image=-1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
