@@ -169,7 +169,11 @@ class PixelCNNpp(Pretrained):
         seed: Tensor | None = None,
         first_image: int = 0,
     ) -> Tensor:
-        """`forward` of checked images, with a vector (B, n_classes) in place of each label."""
+        """`forward` of checked images, with a vector (B, n_classes) in place of each label.
+
+        All that measures and tunes a network computes by this; a subclass overrides it, not
+        `forward`, whose hooks act in calls of the network alone.
+        """
         if seed is None and self.training and self.config.dropout > 0:
             seed = draw_seed(x.device)  # one seed for all gated resnets
         seen, dtype = self._seen(x), self.dtype
