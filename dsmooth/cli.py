@@ -64,15 +64,11 @@ def main(args: Sequence[str] | None = None) -> None:
             finally:
                 sys.stdout.flush()  # a full disk is an error of the help, too
             # A verb is imported when it is called, and torch with it.
-            from .distributed import process_group, rank_and_size
-            from .machine import keep_freed_memory, torch_threads
+            from .work import workers
 
-            size = rank_and_size()[1]
             stack.enter_context(lines_shown())
-            stack.enter_context(process_group())
-            keep_freed_memory()
-            if hasattr(command, "execution"):
-                stack.enter_context(torch_threads(command.execution.threads))
+            threads = command.execution.threads if hasattr(command, "execution") else None
+            size = stack.enter_context(workers(threads)).size
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             status = verb(command) or 0
             sys.stdout.flush()

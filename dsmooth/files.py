@@ -27,27 +27,13 @@ from .text import escape_control
 T = TypeVar("T")
 PARTIAL = ".partial"
 Json = dict[str, Any]  # an object of a JSON file
-_is_writer = True  # of the processes of one call, one writes
 
 
-@contextmanager
-def writing_nothing() -> Iterator[None]:
-    """Inside the block the functions of this module write and lock nothing.
+def write_atomically(path: str | Path, data: bytes, earlier: Path | None = None) -> None:
+    """Replace the content of `path`; after a crash or a full disk the old content remains.
 
-    For a process of a group, another of which writes the same files.
+    earlier: a file that gets the old content.
     """
-    global _is_writer
-    before, _is_writer = _is_writer, False
-    try:
-        yield
-    finally:
-        _is_writer = before
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Replace the content of `path`; after a crash or a full disk the old content remains."""
-    if not _is_writer:
-        return
     path = Path(path)
     # The name is unique, in case another process writes the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
@@ -59,6 +45,12 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if earlier is not None and path.exists():
+                earlier.unlink(missing_ok=True)
+                try:
+                    os.link(path, earlier)
+                except OSError:  # a file system without links
+                    os.replace(path, earlier)
             os.replace(temporary, path)
     except BaseException as error:  # also after Ctrl-C no partial file remains
         with suppress(OSError):
@@ -68,25 +60,15 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         raise
 
 
-def move(old: Path, new: Path) -> None:
-    """Give a file another name, in place of a file of that name, if there is one to move."""
-    if _is_writer and old.exists():
-        os.replace(old, new)
-
-
 def open_to_append(path: Path) -> TextIO:
     """Open a file, created if missing. Raises OSError for links, and pipes that nobody reads."""
-    name, safely = path if _is_writer else os.devnull, os.O_NOFOLLOW | os.O_NONBLOCK
-    return open(name, "a", buffering=1, opener=lambda name, how: os.open(name, how | safely, 0o666))
+    safely = os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(path, "a", buffering=1, opener=lambda path, how: os.open(path, how | safely, 0o666))
 
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
-    """Keep other processes out of a folder, and remove half-written files of dead writers in it and
-    in the folders of it."""
-    if not _is_writer:
-        yield
-        return
+    """Keep other processes out of a folder, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         file = stack.enter_context(open_to_append(folder / ".lock"))
@@ -103,9 +85,12 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
         except OSError:  # the folder cannot be locked; for the file the error repeats
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         stack.callback((folder / ".lock").unlink, missing_ok=True)
-        for pattern in (f".*{PARTIAL}", f"*/.*{PARTIAL}"):
-            _remove_dead(folder.glob(pattern))
         yield
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove half-written files of dead writers in a folder, and in the folders of it."""
+    _remove_dead([*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")])
 
 
 def _remove_dead(half_written: Iterable[Path]) -> None:
@@ -210,10 +195,15 @@ def _unknown(values: Any, known: Any) -> Iterator[str]:
                 yield from (f"{key}.{name}" for name in _unknown(value, known[key]))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    earlier: Path | None = None,
+) -> None:
     """Write tensors and string metadata as one safetensors file; see `write_atomically`."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, save(plain, dict(metadata)))
+    write_atomically(path, save(plain, dict(metadata)), earlier)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -246,22 +236,3 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
     with open_regular(path) as file, guarded(path, "a .npz without pickled objects"):
         arrays = np.load(file, allow_pickle=False)
         return {name: arrays[name] for name in names or arrays.files}
-
-
-def check_tensors(
-    expected: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    source: str,
-    what: str = "a model of another shape",
-) -> None:
-    """Raise ValueError, naming `source`, if keys, shapes or kinds of dtypes differ."""
-    different = sorted(expected.keys() ^ tensors.keys()) or sorted(
-        name
-        for name, tensor in expected.items()
-        if tensor.shape != tensors[name].shape
-        or tensor.is_floating_point() != tensors[name].is_floating_point()
-    )
-    if different:
-        raise ValueError(
-            f"{source} holds {what}: {len(different)} tensors differ, first {different[0]!r}"
-        )

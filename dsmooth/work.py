@@ -16,6 +16,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,51 @@ import msgspec
 import torch
 
 from ._extension import __version__
-from .distributed import from_first, gather, process_group, rank_and_size
+from .distributed import Group, group, process_group
 from .fields import difference
-from .files import Json, printable, read_json, structured, write_json
+from .files import (
+    Json,
+    lock_folder,
+    printable,
+    read_json,
+    remove_half_written,
+    structured,
+    write_json,
+)
+from .machine import keep_freed_memory, torch_threads
 from .progress import portion
 
 P = TypeVar("P")
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@contextmanager
+def workers(threads: int | None = None) -> Iterator[Group]:
+    """Work inside with all processes that torchrun started, on `threads` threads each; None keeps
+    torch's number."""
+    keep_freed_memory()
+    with process_group() as processes, torch_threads(threads):
+        yield processes
+
+
+def once(compute: Callable[..., T], *arguments: Any) -> T:
+    """What `compute` returns, or raises, in one process of a group. All processes call this."""
+    return group().first(lambda: compute(*arguments))
+
+
+def is_common(value: object) -> bool:
+    """Whether a value is the same in all processes of a group. All processes call this."""
+    return len({*group().gather(value)}) == 1
+
+
+@contextmanager
+def own_folder(folder: Path, holder: str) -> Iterator[None]:
+    """Keep other calls out of a folder, without what their kills left half written."""
+    with ExitStack() as stack:
+        once(stack.enter_context, lock_folder(folder, holder))
+        once(remove_half_written, folder)
+        yield
 
 
 def map_parts(
@@ -42,9 +80,11 @@ def map_parts(
 
     in_threads: whether parts may run on threads, which a GPU and the native sampler do not need.
     """
-    with process_group():
-        run = _in_threads if in_threads and rank_and_size()[1] == 1 else _in_processes
-        yield from run(compute, parts)
+    with process_group() as processes:
+        if in_threads and processes.size == 1:
+            yield from _in_threads(compute, parts)
+        else:
+            yield from _in_processes(processes, compute, parts)
 
 
 def batches(n: int, size: int) -> list[range]:
@@ -67,18 +107,18 @@ def fair_size(n: int, most: int) -> int:
 
     For values that do not depend on the size of parts.
     """
-    return max(1, min(most, -(-n // rank_and_size()[1])))
+    return max(1, min(most, -(-n // group().size)))
 
 
-def _in_processes(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
+def _in_processes(processes: Group, compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
     """Each process computes every size-th part, one by one, and all have all values."""
-    rank, size = rank_and_size()
+    rank, size = processes.rank, processes.size
     for first in range(0, len(parts), size):
         turn, value = parts[first : first + size], None
         with portion(len(turn) / len(parts)):
             if rank < len(turn):
                 value = compute(turn[rank])
-        yield from gather(value)[: len(turn)]  # type: ignore[misc] # None is cut off
+        yield from processes.gather(value)[: len(turn)]  # type: ignore[misc] # None is cut off
 
 
 def _in_threads(compute: Callable[[P], T], parts: Sequence[P]) -> Iterator[T]:
@@ -126,7 +166,7 @@ class Record(Generic[R]):
         self.request: Mapping[str, object] = json.loads(json.dumps(request))
         self.result: R | None = None
         # As the first process sees it: the others may come after its first write.
-        stored = from_first(lambda: read_record(path) if path.exists() else None)
+        stored = once(lambda: read_record(path) if path.exists() else None)
         if stored is None:
             return
         if other := difference(stored["request"], self.request):
@@ -142,14 +182,17 @@ class Record(Generic[R]):
     def keep(self, result: R) -> R:
         """Write the record with a result, and return it."""
         self.result = result
-        write_json(self.path, record_of(self.request, result))
+        once(write_json, self.path, record_of(self.request, result))
         return result
 
     def begin(self, folder: Path) -> None:
         """Write the record, if there is none. Raises ValueError if `folder` has files by then."""
-        if from_first(self.path.exists):
+        once(self._begin, folder)
+
+    def _begin(self, folder: Path) -> None:
+        if self.path.exists():
             return
-        if from_first(lambda: any(folder.glob("[!.]*"))):  # a kill may have left half of a file
+        if any(folder.glob("[!.]*")):  # a kill may have left half of a file
             words = f"has files, and no {self.path.name} says what they are of"
             raise ValueError(f"{printable(folder)} {words}: choose a new folder")
         write_json(self.path, record_of(self.request, None))

@@ -75,20 +75,24 @@ def test_progress_adds_up_over_parts_and_portions(monkeypatch: pytest.MonkeyPatc
 
 SCRIPT = """
 from pathlib import Path
-from dsmooth.distributed import from_first, process_group, rank_and_size
+from dsmooth.distributed import process_group
 from dsmooth.fields import SettingError, check_number
 
+from dsmooth.work import is_common
+
 said = []
-with process_group():
+with process_group() as group:
     for call in (lambda: check_number("count", 0), lambda: Path("missing").read_bytes()):
         try:
-            from_first(lambda: call() if rank_and_size()[0] == 0 else None)
+            group.first(call)
         except (SettingError, FileNotFoundError) as error:
             said.append(str(error))
+    said += [group.most([group.rank, -group.rank]), is_common(group.rank), is_common("x")]
 print(*said)
 """
 
 
 def test_an_error_of_the_first_process_is_every_ones(tmp_path: Path) -> None:
-    words = "`count` must be at least 1, got 0 [Errno 2] No such file or directory: 'missing'\n"
+    words = "`count` must be at least 1, got 0 [Errno 2] No such file or directory: 'missing'"
+    words += " [1, 0] False True\n"
     assert wait_for_all(start_ranks(2, [], tmp_path, SCRIPT)) == [words] * 2

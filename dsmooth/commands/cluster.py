@@ -18,6 +18,7 @@ from ..files import check_writable, printable
 from ..machine import choose_device
 from ..pretrained import data_of, images_for, load
 from ..text import Table
+from ..work import once
 from .options import Cluster
 
 SHOWN = 16  # images of a cluster in the picture, black where it has fewer
@@ -39,8 +40,8 @@ def cluster(options: Cluster) -> None:
     noisy = models.networks["noisy"]
     labelled = cluster_splits(noisy, train, test, options.clusters, seed=options.seed)
     # The file of labels is written last: where it exists, nothing is missing.
-    save_clusters(labelled[0], path.with_name("clusters.png"))
-    write_labels(path, labelled, labelled[0].class_names)
+    once(save_clusters, labelled[0], path.with_name("clusters.png"))
+    once(write_labels, path, labelled, labelled[0].class_names)
     print_sizes(labelled)
     if train.labels is not None:
         purity, information = agreement(labelled[0].known_labels(), train.labels)

@@ -16,6 +16,7 @@ from ..pretrained import DEFAULT, Loaded, find, images_for, load, runs_in
 from ..progress import progress
 from ..sampling.output import draw_all, write_completions
 from ..sampling.resolve import drawing_device, keep_top, resolve
+from ..work import once
 from .options import Complete
 from .sample import check_outputs, choices_of, say_drawn
 
@@ -47,7 +48,7 @@ def complete(options: Complete) -> None:
     with progress("completing", len(whole.indices)):
         completed = draw_all(whole)
     for path in options.out:
-        write_completions(path, x, mask, completed, whole.seed)
+        once(write_completions, path, x, mask, completed, whole.seed)
         print(f"wrote {printable(path)}")
     say_drawn(len(completed), int(is_diverged(completed).sum()), started)
 

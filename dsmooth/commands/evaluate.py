@@ -26,7 +26,7 @@ from ..pretrained import images_for, load
 from ..progress import progress, silence
 from ..results import FLOOR, BitsResult, FrechetResult
 from ..text import COMPARABLE, Table, bits_table, decimals, escape_control, significant
-from ..work import record_of
+from ..work import once, record_of
 from .options import BitsOptions, FrechetOptions
 
 STDOUT = Path("-")
@@ -47,7 +47,7 @@ def evaluate(options: BitsOptions | FrechetOptions) -> None:
     if out == STDOUT:
         print(json_text(record), end="", file=screen)
     else:
-        write_json(out, record)
+        once(write_json, out, record)
         print(f"wrote {printable(out)}")
 
 

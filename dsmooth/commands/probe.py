@@ -11,6 +11,7 @@ from ..progress import progress
 from ..report.plots import probe_png
 from ..results import ProbeResult
 from ..text import Table, percent
+from ..work import once
 from .options import Probe
 
 
@@ -28,7 +29,7 @@ def probe(options: Probe) -> None:
             pair, train, test, options.settings, path, plain=plain, precision=execution.precision
         )
     for name, picture in pictures.items():
-        write_atomically(picture, probe_png(result.accuracy, name))
+        once(write_atomically, picture, probe_png(result.accuracy, name))
     print_probes(result)
     print(f"wrote {printable(path)} and {printable(options.out)}/*.png")
 

@@ -9,7 +9,7 @@ from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_dataset
-from ..files import check_writable, lock_folder, printable
+from ..files import check_writable, printable
 from ..machine import choose_device
 from ..presets import DEFAULT_PRESET, preset
 from ..pretrained import DEFAULT, images_for, load, packaged
@@ -18,7 +18,7 @@ from ..report.reproduce import PROBES, ReproduceSettings, Stages
 from ..report.sections import write_report
 from ..text import bits_table
 from ..training import train
-from ..work import Record
+from ..work import Record, once, own_folder
 from .options import Reproduce
 
 BUDGET_MINUTES = 8.0
@@ -47,7 +47,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         precision=execution.precision,
     )
     request = {**asdict(choices), "runs": {run.role: asdict(run) for run in runs}}
-    with lock_folder(out, "another dsmooth reproduce"):
+    with own_folder(out, "another dsmooth reproduce"):
         record = Record(out / "results.json", request, Report)
         record.begin(out)
         for config in runs:
@@ -68,7 +68,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         given = "models that were given" if options.models else "models that come with dsmooth"
         name = options.preset or DEFAULT_PRESET if runs else given
         report = record.keep(stages.report(name, samples, held_out))
-    write_report(out / "report.html", report, samples, held_out)
+    once(write_report, out / "report.html", report, samples, held_out)
     bits_table(report.bits).show()
     print(f"Pictures: {printable(out / 'samples')}/*.png")
     print(f"Report:   {printable(out / 'report.html')} (for a browser; it needs no network)")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pictures import is_diverged, save_grid
-from ..distributed import from_first
 from ..files import check_writable, printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
 from ..sampling.output import draw_all, draw_folder, write_images
 from ..sampling.resolve import drawing_device, drawn_seed, resolve
+from ..work import once
 from .options import Complete, Sample
 
 
@@ -43,9 +43,9 @@ def sample(options: Sample) -> None:
         drawn, diverged = len(x), int(is_diverged(x).sum())
         for path in options.out:
             if path.suffix == ".png":
-                save_grid(x, path)
+                once(save_grid, x, path)
             else:
-                write_images(path, x, whole, models.classes)
+                once(write_images, path, x, whole, models.classes)
     for path in options.out:
         print(f"wrote {printable(path)}")
     say_drawn(drawn, diverged, started, existing=options.count - drawn)
@@ -54,7 +54,7 @@ def sample(options: Sample) -> None:
 def choices_of(options: Sample | Complete) -> dict[str, Any]:
     """The options that both commands hand to `resolve`. All processes have the same seed."""
     choices = {**vars(options.drawing), "precision": options.execution.precision}
-    return choices if choices["seed"] is not None else {**choices, "seed": from_first(drawn_seed)}
+    return choices if choices["seed"] is not None else {**choices, "seed": once(drawn_seed)}
 
 
 def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:

@@ -12,10 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..files import check_tensors
 from .pixelcnnpp import PixelCNNpp
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    what: str = "a model of another shape",
+) -> None:
+    """Raise ValueError, naming `source`, if keys, shapes or kinds of dtypes differ."""
+    different = sorted(expected.keys() ^ tensors.keys()) or sorted(
+        name
+        for name, tensor in expected.items()
+        if tensor.shape != tensors[name].shape
+        or tensor.is_floating_point() != tensors[name].is_floating_point()
+    )
+    if different:
+        raise ValueError(
+            f"{source} holds {what}: {len(different)} tensors differ, first {different[0]!r}"
+        )
 
 
 def load_network(

@@ -31,6 +31,7 @@ from ..files import (
     parse_json,
     read_json,
     read_tensors,
+    remove_half_written,
     structured,
     write_json,
     write_tensors,
@@ -216,6 +217,7 @@ class RunFolder:
                 raise ValueError(f"{self.path} already holds weights; choose another folder")
             digest = weights_digest(model)
             settings = WeightsSettings.of_run(config, image_size, weights_sha256=digest)
+            remove_half_written(self.path)
             self.write_weights({config.role: model}, settings)
             self.write_config(config, image_size)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import OWN, Role
 from ..data import DATASETS
-from ..files import lock_folder, write_atomically
+from ..files import lock_folder, remove_half_written, write_atomically
 from ..nn import PixelCNNpp
 from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
@@ -69,6 +69,7 @@ def save(
         OWN=OWN,
     )
     with lock_folder(run.path, "another process that saves weights"):
+        remove_half_written(run.path)
         run.write_weights(networks, settings)
         path = run.path / CARD_FILE
         is_own = path.is_file() and not path.is_symlink() and MARK.encode() in path.read_bytes()

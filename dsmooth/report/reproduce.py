@@ -15,7 +15,6 @@ from ..config import Method, Precision, ProbeSettings
 from ..data import ImageDataset, to_bytes
 from ..data.order import choose_images, epoch_order
 from ..data.pictures import is_diverged, save_grid
-from ..distributed import from_first
 from ..evaluate.comparison import Reference, compare_images
 from ..evaluate.features import CLASSIFIER, make_extractor
 from ..evaluate.likelihood import clean_noise_of, measure_bits
@@ -32,7 +31,7 @@ from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFi
 from ..sampling.output import draw_all, write_images
 from ..sampling.resolve import resolve, sampler_precision
 from ..smoothing import GaussianSmoothing
-from ..work import Record
+from ..work import Record, once
 from .contents import Report, describe_machine, describe_model
 
 T = TypeVar("T")
@@ -159,14 +158,14 @@ class Stages:
         there; NAME.png shows the first ones. choices: of `resolve`; label: of models with classes.
         """
         path = self.folder / "samples" / f"{name}.npz"
-        if from_first(path.exists):
+        if once(path.exists):
             return torch.from_numpy(read_npz(path)["x"])
         choices |= {"precision": self.choices.precision, "seed": self.choices.seed}
         whole = resolve(model, label=label if model.classes else None, **choices)
         with progress(f"drawing {name}", len(whole.indices)):
             x = draw_all(whole)
-        save_grid(x[:GRID_IMAGES], path.with_suffix(".png"))
-        write_images(path, x, whole, model.classes)
+        once(save_grid, x[:GRID_IMAGES], path.with_suffix(".png"))
+        once(write_images, path, x, whole, model.classes)
         return x
 
     def bits_per_dim(self) -> BitsResult:

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..config import Classes
 from ..data.pictures import BORDER, is_diverged, pil_images, png, save_grid
-from ..distributed import from_first
-from ..files import lock_folder, write_atomically, write_npz
+from ..files import write_atomically, write_npz
 from ..pixels import value_of
 from ..progress import advance_to, portion
-from ..work import Record, batches, fair_size, map_parts, runs
+from ..work import Record, batches, fair_size, map_parts, once, own_folder, runs
 from .cached import PackedNetwork
 from .draw import Draw
 from .two_step import draw
@@ -85,19 +84,22 @@ def draw_folder(folder: Path, whole: Draw, description: Mapping[str, object]) ->
         x = draw(whole.part(part))
         return [*zip(map(png, pil_images(x)), is_diverged(x).tolist(), strict=True)]
 
+    def write(part: range, contents: list[tuple[bytes, bool]]) -> None:
+        for number, (picture, _) in zip(part, contents, strict=True):
+            write_atomically(file(number), picture)
+
     diverged = 0
-    with lock_folder(folder, "another process that draws into it"):
+    with own_folder(folder, "another process that draws into it"):
         Record(folder / RECORD, description, type(None)).begin(folder)
         numbers = range(len(whole.indices))
-        missing = from_first(lambda: [number for number in numbers if not file(number).exists()])
+        missing = once(lambda: [number for number in numbers if not file(number).exists()])
         parts = runs(missing, _chunk(whole, len(missing)))
         advance_to(1 - len(missing) / len(numbers))
         with portion(len(missing) / len(numbers)):
             pictures = map_parts(drawn, parts, in_threads=False)
             for part, contents in zip(parts, pictures, strict=True):
-                for number, (picture, is_grey) in zip(part, contents, strict=True):
-                    write_atomically(file(number), picture)
-                    diverged += is_grey
+                once(write, part, contents)
+                diverged += sum(is_grey for _, is_grey in contents)
     return len(missing), diverged
 
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..config import RunSettings, TrainConfig
-from ..distributed import gather
 from ..fields import SettingError, difference
-from ..files import move, read_tensors, write_tensors
+from ..files import read_tensors, write_tensors
 from ..pretrained.runs import RunFolder
 from ..progress import LOG
+from ..work import is_common, once
 from .step import TrainState
 
 # Settings that may change when a run is resumed: how it is computed, and where its images lie,
@@ -46,14 +46,13 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "data": state.train_set.digest,
     }
     metadata["sha256"] = digest(tensors, metadata)
-    move(run.checkpoint, run.earlier_checkpoint)
-    write_tensors(run.checkpoint, tensors, metadata)
+    write_tensors(run.checkpoint, tensors, metadata, run.earlier_checkpoint)
 
 
 def newest_checkpoint(run: RunFolder) -> Checkpoint:
     """The newest checkpoint of a run, or the one before it if that is missing or damaged.
 
-    A damaged file is kept under another name. Raises OSError for one that cannot be read.
+    Raises OSError for one that cannot be read.
     """
     try:
         return read_checkpoint(run.checkpoint)
@@ -63,9 +62,14 @@ def newest_checkpoint(run: RunFolder) -> Checkpoint:
         earlier = read_checkpoint(run.earlier_checkpoint)
         words = "%s: %s; continuing from the checkpoint before it, at %s images"
         LOG.info(words, run.path, error, f"{earlier.images_seen:,}")
-        names = (f"checkpoint-damaged-{number}.safetensors" for number in itertools.count(1))
-        move(run.checkpoint, next(p for n in names if not (p := run.path / n).exists()))
         return earlier
+
+
+def set_aside(path: Path) -> None:
+    """Give a damaged checkpoint another name, if it is there."""
+    names = (f"checkpoint-damaged-{number}.safetensors" for number in itertools.count(1))
+    if path.exists():
+        path.rename(next(p for n in names if not (p := path.with_name(n)).exists()))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -109,8 +113,10 @@ def restore(run: RunFolder, state: TrainState) -> None:
             init=str(run.path),
         )
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
-    if len({*gather(seen)}) > 1:
+    if not is_common(seen):
         raise ValueError(
             f"the processes read different checkpoints, here at {seen:,} images: {run.path} must "
             "be one folder that all of them see"
         )
+    if path != run.checkpoint:
+        once(set_aside, run.checkpoint)  # all have read it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -58,7 +59,10 @@ def tensorboard(folder: str | Path) -> OnEvaluation:
 
 
 class RunLog(ExitStack):
-    """Writes log and pictures of a run, and tells the logger or a bar."""
+    """Writes log and pictures of a run, and tells the logger or a bar.
+
+    It writes in one process of a group, in which it calls `on_evaluation` too.
+    """
 
     def __init__(
         self,
@@ -75,7 +79,8 @@ class RunLog(ExitStack):
         self.loss_name = f"bits/dim of {PIXELS[config.role]} ({config.model.likelihood})"
         self.started = self.printed = time.monotonic()
         is_cut = run.log.is_file() and run.log.read_bytes()[-1:] not in (b"", b"\n")
-        self.file = self.enter_context(open_to_append(run.log))
+        log = run.log if state.group.writes else Path(os.devnull)
+        self.file = self.enter_context(open_to_append(log))
         self.file.write("\n" * is_cut)  # a line was cut by a crash
         self.write(Start, self.total, self.loss_name, replace(test_set, labels=None).digest)
         self.bar: Bar | None = None
@@ -105,11 +110,11 @@ class RunLog(ExitStack):
         seen, bits = evaluation.images_seen, evaluation.bits_per_dim
         self.write(HeldOut, round(bits, 5), round(components, 3))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
-        if evaluation.samples.isfinite().all():
-            save_grid(evaluation.samples, self.run.path / f"samples-{seen:09d}.png")
-        else:
+        if not evaluation.samples.isfinite().all():
             self.say(f"{seen:,} images · no picture: samples diverged, as they may early in a run")
-        if self.on_evaluation is not None:
+        elif self.state.group.writes:
+            save_grid(evaluation.samples, self.run.path / f"samples-{seen:09d}.png")
+        if self.on_evaluation is not None and self.state.group.writes:
             self.on_evaluation(evaluation)
 
     def say(self, text: str) -> None:

@@ -16,12 +16,11 @@ import torch
 from ..config import OWN, TrainConfig
 from ..data import ImageDataset
 from ..data.own import split_own
-from ..distributed import from_first, gather, process_group, rank_and_size
-from ..files import lock_folder
-from ..machine import choose_device, keep_freed_memory, torch_threads
+from ..machine import choose_device
 from ..nn.weights import weights_digest
 from ..pretrained.runs import End, Interrupted, RunFolder, WeightsSettings
 from ..progress import lines_shown
+from ..work import once, own_folder, workers
 from .checkpoint import check_same_run, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import Evaluation, OnEvaluation, RunLog
@@ -95,17 +94,15 @@ def train(
         torch.cuda.set_device(target)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
-    keep_freed_memory()
     with (
-        process_group(),
-        torch_threads(threads),
+        workers(threads),
         torch.inference_mode(False),  # a notebook may have turned gradients off
         torch.enable_grad(),
         lines_shown() if progress else contextlib.nullcontext(),
     ):
         if (stored := stored_settings(run, config, resume)) is not None:
             config = as_stored(config, stored)
-        with lock_folder(run.path, "another training run"):
+        with own_folder(run.path, "another training run"):
             data = load_data(config) if dataset is None else split_own(dataset, labels)
             check_same(run, stored, *data)
             config = fill_in(config, *data, target)
@@ -122,10 +119,8 @@ def train(
                     images, evaluations = images_for_minutes(config, *data, target, started)
                     config = replace(config, images=images, evaluations=evaluations)
                 state = TrainState(config, data[0], target, initial)
-                save_checkpoint(run, state)  # from now on it can be resumed
-            run.write_config(config, data[1].image_size)
-            if rank_and_size()[0] > 0:
-                on_evaluation = None
+                once(save_checkpoint, run, state)  # from now on it can be resumed
+            once(run.write_config, config, data[1].image_size)
             with (
                 catch_signals() as stop,
                 RunLog(run, state, data[1], on_evaluation, progress) as log,
@@ -146,13 +141,14 @@ def run_loop(
     while state.images_seen < total_images(state.config):
         state.step()
         now, due = time.monotonic(), evaluations_due(state)
-        is_read_due = (
-            now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS
+        facts = (
+            stop() or 0,
+            now - saved > CHECKPOINT_SECONDS,
+            now - last_read > RECORD_SECONDS or state.steps - state.steps_read == READ_STEPS,
         )
         # If any process finds something due, all do it.
-        facts = gather((stop() or 0, now - saved > CHECKPOINT_SECONDS, is_read_due))
-        interrupted, save, is_read_due = map(max, zip(*facts, strict=True))
-        if due == evaluations and not (interrupted or save or is_read_due):
+        interrupted, save, read = state.group.most(facts)
+        if due == evaluations and not (interrupted or save or read):
             continue
 
         last_read = now
@@ -160,7 +156,7 @@ def run_loop(
         if due > evaluations:
             bits = _evaluate(state, test_set, run, log)
         elif interrupted or save:
-            save_checkpoint(run, state)
+            once(save_checkpoint, run, state)
         evaluations, saved = due, now if save else saved
         if interrupted:
             log.write(Interrupted)
@@ -168,11 +164,11 @@ def run_loop(
             break
     else:
         # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
-        if not from_first(lambda: run.is_evaluated(state.images_seen)):
+        if not once(run.is_evaluated, state.images_seen):
             bits = _evaluate(state, test_set, run, log)
         log.write(End)
         log.say(f"wrote {run.weights}")
-    gather(None)  # the other processes wait until all is written
+    state.group.gather(None)  # the other processes wait until all is written
     return TrainResult(state.images_seen, bits, interrupted or None)
 
 
@@ -185,7 +181,7 @@ def evaluations_due(state: TrainState) -> int:
 def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
     """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
     bits, components = evaluate(state, test_set)
-    save_checkpoint(run, state)
+    once(save_checkpoint, run, state)
     settings = WeightsSettings.of_run(
         state.config,
         test_set.image_size,
@@ -196,7 +192,7 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
         loss=log.loss_name,
         bits_per_dim=bits,
     )
-    run.write_weights({state.config.role: state.averaged}, settings)
+    once(run.write_weights, {state.config.role: state.averaged}, settings)
     samples = sample_grid(state, test_set)
     log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged), components)
     return bits

@@ -22,7 +22,6 @@ from ..config import DERIVED, ModelConfig, Role, TrainConfig
 from ..data import SPLITS, ImageDataset, load_splits
 from ..data.folder import shows_colours
 from ..data.labels import with_labels
-from ..distributed import from_first, gather
 from ..fields import SettingError, flatten
 from ..files import check_writable, read_json
 from ..machine import has_fast_bfloat16
@@ -30,6 +29,7 @@ from ..presets import DEFAULT_PRESET, RGB_PRESET, preset, with_settings
 from ..pretrained import Loaded, load
 from ..pretrained.runs import RunFolder, run_config
 from ..progress import LOG
+from ..work import is_common, once
 from .evaluation import evaluate, sample_grid
 from .step import TrainState
 
@@ -112,7 +112,7 @@ def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
     """Training and held-out images of the data set that `config` names. All processes call this."""
     read = partial(load_splits, config.data, SPLITS, config.data_dir)
     if config.download:  # one process writes the files that all read
-        from_first(lambda: len(read(True, config.image_size)))
+        once(lambda: len(read(True, config.image_size)))
     train, test = read(False, config.image_size)
     if config.labels is not None:
         labels = Path(config.labels)
@@ -124,7 +124,7 @@ def check_same(
     run: RunFolder, stored: TrainConfig | None, train_set: ImageDataset, test_set: ImageDataset
 ) -> None:
     """Raise ValueError if the processes see different folders, or read different images."""
-    if len({*gather((stored is None, train_set.digest, test_set.digest))}) > 1:
+    if not is_common((stored is None, train_set.digest, test_set.digest)):
         raise ValueError(
             f"the processes read different images, here {len(train_set):,} and {len(test_set):,} "
             f"of {train_set.source}, or see different folders: all need the same images, and "
@@ -151,7 +151,7 @@ def fill_in(
         model = replace(model, classes=classes)
     precision = config.precision
     if precision == "auto":  # machines may differ
-        fast = from_first(lambda: has_fast_bfloat16(device))
+        fast = once(has_fast_bfloat16, device)
         precision = "bfloat16" if fast else "float32"
     return replace(config, model=model, precision=precision)
 
@@ -173,7 +173,7 @@ def images_for_minutes(
     seconds = 60 * config.budget
     scratch = TrainState(replace(config, images=10**9), train_set, device)
     began, ends = time.monotonic(), list[float]()
-    while from_first(lambda: len(ends) < 4 or ends[-1] - began < min(5.0, seconds / 20)):
+    while once(lambda: len(ends) < 4 or ends[-1] - began < min(5.0, seconds / 20)):
         scratch.step()
         scratch.results()
         ends.append(time.monotonic())
@@ -189,7 +189,7 @@ def images_for_minutes(
     left = seconds - evaluations * cost - (time.monotonic() - started)
     # The state of the run takes about a step.
     images = max(1, round(left / step) - 1) * config.batch_size
-    images, evaluations = from_first(lambda: (images, evaluations))
+    images, evaluations = once(lambda: (images, evaluations))
     words = "%s: a step of %s images takes %.3g s, so %.3g minutes are enough for %s images"
     LOG.info(words, config.role, config.batch_size, step, config.budget, f"{images:,}")
     del scratch

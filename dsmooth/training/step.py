@@ -19,12 +19,12 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.batches import ImagesOnDevice, drop_labels, flips, send
-from ..distributed import add_up, device_group, from_first, gather, rank_and_size
+from ..distributed import Group, group
 from ..fields import SettingError
-from ..files import check_tensors
 from ..functional.device_words import device_words
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
+from ..nn.weights import check_tensors
 from ..philox import Stream
 from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .optimizers import FlatParameters, Optimizer
@@ -121,14 +121,14 @@ def dropout_seed(seed: int, position: Tensor) -> Tensor:
     return words[0, 0, 0] | words[0, 0, 1] << 32
 
 
-def share_of_batch(config: TrainConfig) -> tuple[int, int]:
+def share_of_batch(config: TrainConfig, processes: Group) -> tuple[int, int]:
     """The share of a batch that this process computes: its first image, and how many images."""
-    rank, size = rank_and_size()
+    size = processes.size
     if config.batch_size % (unit := size * config.accumulate):
         words = f"must be a multiple of {unit}, for {size} processes in {config.accumulate} parts"
         raise SettingError("batch_size", f"{words} each, got {config.batch_size}")
     count = config.batch_size // size
-    return rank * count, count
+    return processes.rank * count, count
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
@@ -198,7 +198,8 @@ class TrainState:
         self.device = device
         self.images_seen = self.steps = self.steps_read = 0
         self.autocast = autocast(device, config.precision)
-        self.first_image, self.share = share_of_batch(config)
+        self.group = group().on(device)
+        self.first_image, self.share = share_of_batch(config, self.group)
         labels = train_set.labels_for(config.model.classes)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # What a step takes from the host. place: images seen, and the step's row in `rows`. rates:
@@ -219,9 +220,8 @@ class TrainState:
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
         self.optimizer = Optimizer(self.model, config, device)
-        self.group = device_group(device)
         flat = self.optimizer.flat  # from the first process: machines round differently
-        flat.values.copy_(from_first(flat.values.cpu))
+        flat.values.copy_(self.group.first(flat.values.cpu))
         # The weights to evaluate and sample with, and their buffer if they are a moving average.
         self.averaged = self.model
         self.average: FlatParameters | None = None
@@ -261,7 +261,7 @@ class TrainState:
         Raises NonFiniteLoss if a loss or a gradient norm is not finite. Call it before saving.
         """
         rows = self.rows.to("cpu", copy=True)
-        rows[:, 0] = sum(gather(rows[:, 0]))  # each process has the loss of its share
+        rows[:, 0] = sum(self.group.gather(rows[:, 0]))  # each process has the loss of its share
         steps = range(max(self.steps_read, self.steps - READ_STEPS), self.steps)
         results = [StepResult(step, *rows[step % READ_STEPS].tolist()) for step in steps]
         self.steps_read = self.steps
@@ -293,7 +293,7 @@ class TrainState:
         loss = self._backward(position)
         flat = self.optimizer.flat
         gradient = flat.gather_gradients()
-        add_up(gradient, self.group)
+        self.group.add_up(gradient)
         norm = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm is not None:
             gradient *= (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)

@@ -28,6 +28,7 @@ from dsmooth.pretrained.runs import RunFolder, Start
 from dsmooth.training import NonFiniteLoss, loop, settings, train
 from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
 from dsmooth.training.step import TrainState
+from dsmooth.work import own_folder
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
 from tests.helpers.tiny_runs import assert_same_end, tiny, use_small_runs
@@ -188,7 +189,7 @@ def test_half_written_files_are_removed_only_of_dead_writers(tmp_path, monkeypat
 
     def look_and_rename(temporary: Path, path: Path) -> None:
         look()
-        with lock_folder(tmp_path, "x") if locks else nullcontext(check_writable(folder / "dead")):
+        with own_folder(tmp_path, "x") if locks else nullcontext(check_writable(folder / "dead")):
             look()
         temporary.rename(path)
 
@@ -213,6 +214,23 @@ def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
     refuses(words, save_checkpoint, run, state, error=NonFiniteLoss)
     refuses(words, loop._evaluate, state, data, run, None, error=NonFiniteLoss)
     assert before == contents(run.path)
+
+
+def test_a_checkpoint_that_cannot_be_written_replaces_nothing(run, monkeypatch) -> None:
+    """The newest whole one keeps its name, and hands it on when another is whole."""
+    state = TrainState(CONFIG, settings.load_data(CONFIG)[0], torch.device("cpu"))
+    restore(run, state)
+    before = contents(run.path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
+        refuses("No space left on device", save_checkpoint, run, state, error=OSError)
+    assert before == contents(run.path)
+    for link in (os.link, Mock(side_effect=PermissionError)):  # some file systems have no links
+        monkeypatch.setattr("os.link", link)
+        newest = run.checkpoint.read_bytes()
+        state.steps += 1
+        save_checkpoint(run, state)
+        assert run.earlier_checkpoint.read_bytes() == newest != run.checkpoint.read_bytes()
 
 
 def test_weights_that_are_not_of_the_checkpoint_are_replaced(run, finished) -> None:
@@ -259,11 +277,11 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     ],
 )
 def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
-    def gather(value: Any) -> list[object]:  # of images only those held out differ
+    def is_common(value: Any) -> bool:  # of images only those held out differ
         facts = value if isinstance(value, tuple) else (None, None, value)
-        return [value, (*facts[:2], *("other" for _ in facts[2:]))]
+        return facts == (*facts[:2], *("other" for _ in facts[2:]))
 
-    monkeypatch.setattr(f"dsmooth.training.{module}.gather", gather)
+    monkeypatch.setattr(f"dsmooth.training.{module}.is_common", is_common)
     refuses(message, train, CONFIG, run.path, resume=True)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsmooth import distributed
 from dsmooth.config import TrainConfig
+from dsmooth.distributed import Group
 from dsmooth.machine import choose_device
 from dsmooth.pretrained.runs import Interrupted, RunFolder, Start
 from dsmooth.training import loop, settings, train
@@ -42,19 +42,19 @@ import json, sys
 import torch
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
-from dsmooth.distributed import process_group, rank_and_size
+from dsmooth.distributed import process_group
 from dsmooth.files import structured
 from dsmooth.training.step import TrainState
 torch.set_num_threads(1)
 images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(4)).byte()
 data = ImageDataset(images, torch.arange(40) % 3, "made", "train", "made for a test")
-with process_group():
+with process_group() as group:
     for number, text in enumerate(sys.argv[1:]):
         state = TrainState(structured(json.loads(text), TrainConfig, ""), data, torch.device("cpu"))
         for _ in range(2):
             state.step()
         losses, norms = ([reading[i] for reading in state.results()] for i in (1, 2))
-        if rank_and_size()[0] == 0:
+        if group.writes:
             torch.save((losses, norms, state.tensors()), f"{number}.pt")
 """
 CONFIGS = [
@@ -86,12 +86,11 @@ def test_the_same_steps_for_any_number_of_ranks_and_parts(configs, tmp_path: Pat
 
 
 @pytest.mark.quick
-def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert share_of_batch(tiny(batch_size=12)) == (8, 4)
-    refuses(r"must be a multiple of 3, .* got 8", share_of_batch, tiny(batch_size=8))
-    refuses(r"must be a multiple of 6, .* got 4", share_of_batch, tiny(batch_size=4, accumulate=2))
+def test_a_batch_that_does_not_divide_is_named() -> None:
+    last, in_parts = Group(2, 3), tiny(batch_size=4, accumulate=2)
+    assert share_of_batch(tiny(batch_size=12), last) == (8, 4)
+    refuses(r"must be a multiple of 3, .* got 8", share_of_batch, tiny(batch_size=8), last)
+    refuses(r"must be a multiple of 6, .* got 4", share_of_batch, in_parts, last)
     assert uses_graph(tiny(graph="on"), torch.device("cuda:0"))  # NCCL's all_reduce is recorded
 
 
@@ -173,9 +172,8 @@ def test_a_process_whose_peers_are_missing_does_not_wait_for_ever(tmp_path: Path
 def test_one_process_downloads(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """All read afterwards."""
     done: list[tuple[object, ...]] = []
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "gather", lambda value: done.append(("all",)) or [value])
+    monkeypatch.setattr("dsmooth.work.group", lambda: Group(rank, 2))
+    monkeypatch.setattr(Group, "gather", lambda _, value: done.append(("all",)) or [value])
     monkeypatch.setattr(settings, "load_splits", lambda *place: done.append(place[2:]) or "ab")
     settings.load_data(TrainConfig(download=True))
     first = [(None, True, None)] if rank == 0 else []
