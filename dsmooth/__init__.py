@@ -51,6 +51,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import _door
 from ._extension import __version__
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("data", "evaluate", "functional", "pretrained", "sampling", "training")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
+
+_door.pretrained = lambda: import_module(".pretrained", __name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import ProbeSettings
+from .text import Table, decimals
 
+COMPARABLE = "* comparable with discrete bits/dim of the literature"
 # SHA-256 of the file of the Inception weights of 2015.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -109,6 +111,21 @@ class BitsResult:
     def plain(self) -> Bits | None:
         """The plain model, if it was measured."""
         return self.models.get("plain")
+
+
+def bits_table(result: BitsResult, title: str = "") -> Table:
+    """Bits/dim of the models in every convention. A column without numbers is left out."""
+    rows = [(name, row) for name, bits in result.models.items() for row in bits.conventions]
+    columns: dict[str, list[float | None]] = {
+        "bits/dim": [row.value for _, row in rows],
+        "± images": [row.error for _, row in rows],
+        "± repeats": [row.repeat_error for _, row in rows],
+    }
+    columns = {head: values for head, values in columns.items() if set(values) != {None}}
+    words = [f"{name}: {row.name}{' *' * row.comparable}\n{row.meaning}" for name, row in rows]
+    numbers = zip(*([decimals(v) for v in values] for values in columns.values()), strict=True)
+    cells = [[word, *row] for word, row in zip(words, numbers, strict=True)]
+    return Table(["", *columns], cells, title)
 
 
 @dataclass(frozen=True)

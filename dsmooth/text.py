@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from .results import BitsResult
-
-COMPARABLE = "* comparable with discrete bits/dim of the literature"
 # Control characters except tab and newline, marks that change the direction of writing, and halves
 # of surrogate pairs, which have no UTF-8.
 _UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -77,21 +74,6 @@ class Table:
         for row in self.rows:
             table.add_row(*map(escape_control, row))
         Console(highlight=False, markup=False).print(table)
-
-
-def bits_table(result: BitsResult, title: str = "") -> Table:
-    """Bits/dim of the models in every convention. A column without numbers is left out."""
-    rows = [(name, row) for name, bits in result.models.items() for row in bits.conventions]
-    columns: dict[str, list[float | None]] = {
-        "bits/dim": [row.value for _, row in rows],
-        "± images": [row.error for _, row in rows],
-        "± repeats": [row.repeat_error for _, row in rows],
-    }
-    columns = {head: values for head, values in columns.items() if set(values) != {None}}
-    words = [f"{name}: {row.name}{' *' * row.comparable}\n{row.meaning}" for name, row in rows]
-    numbers = zip(*([decimals(v) for v in values] for values in columns.values()), strict=True)
-    cells = [[word, *row] for word, row in zip(words, numbers, strict=True)]
-    return Table(["", *columns], cells, title)
 
 
 def render(template: Path, **values: object) -> str:

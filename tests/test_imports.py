@@ -1,4 +1,4 @@
-"""The layers: who imports whom, without circles, who spells files' names, who includes pybind11."""
+"""The floors: who imports whom, without circles, who spells files' names, who includes pybind11."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ pytestmark = pytest.mark.quick
 
 PACKAGE = Path(dsmooth.__file__).parent
 
-# From the verbs down to the ground. A module imports from lower layers, from later names of its own
-# layer, and from its package. Lazy imports count, those for type checkers too.
-LAYERS = (
-    ("__main__", "cli", "commands"),
+# The floors, from the verbs down to the ground: a module imports from lower floors, and from its
+# package. Lazy imports count, those for type checkers too.
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("commands",),
     ("report",),
-    ("evaluate",),
-    ("training", "pretrained", "pair"),
-    ("sampling", "bound"),
-    ("smoothing", "data", "nn"),
-    ("functional", "kernels"),
-    (
-        *("cuda", "work", "machine", "distributed", "presets", "philox", "files", "progress"),
-        *("text", "results", "config", "pixels", "_extension", "fields", "_C"),
-    ),
+    ("evaluate", "training"),
+    ("pretrained",),
+    ("pair",),
+    ("sampling",),
+    ("bound", "smoothing"),
+    ("data", "nn"),
+    ("functional", "presets", "results", "work"),
+    ("config", "cuda", "distributed", "kernels", "machine"),
+    ("_extension", "files", "philox", "pixels", "progress"),
+    ("_C", "_door", "fields", "text"),
 )
-NAMES = [name for layer in LAYERS for name in layer]
-PLACE = {name: number for number, name in enumerate(NAMES)}
+FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 # Imports by name are not in the graph, so they could close a circle: the package finds its public
 # names by them, and the command its verbs. torch.manual_seed seeds the generators of all devices.
 FIND_BY_NAME = {"", "cli"}
 CALLS = {"import_module": FIND_BY_NAME, "__import__": FIND_BY_NAME, "torch.manual_seed": set()}
-# The one exception to the layers: the methods of networks that call `load` and `save` import them
-# inside the functions. Networks know no files.
-UP = ("nn.pretrained", {"pretrained"})
 IMPLEMENTATION_IMPORTS = {"shifted_conv", "dispatch", "gated_resnet_operands"}
 FILE_NAMES = ("config.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors")
 
@@ -72,11 +71,9 @@ def imports(name: str) -> set[str]:
             base = resolve_name("." * node.level + (node.module or ""), ".".join(package))
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                known = inner.partition(".")[2] in modules().keys() | PLACE.keys()
+                known = inner.partition(".")[2] in modules().keys() | FLOOR.keys()
                 found.add(inner if known else base)
-    own = {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"}
-    up = UP[1] if name == UP[0] else set()
-    return {target for target in own - {name} if target.split(".")[0] not in up}
+    return {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"} - {name}
 
 
 def test_imports_go_down() -> None:
@@ -84,12 +81,17 @@ def test_imports_go_down() -> None:
         for target in imports(name):
             top, other = name.split(".")[0], target.split(".")[0]
             assert target, f"{name} imports the package itself, which names everything"
-            assert other == top or PLACE[other] > PLACE[top], f"{name} imports {target}"
+            assert other == top or FLOOR[other] > FLOOR[top], f"{name} imports {target}"
 
 
 def test_there_are_no_circles() -> None:
     """Inside a package too; a package's __init__ counts as importing what it re-exports."""
     TopologicalSorter({name: imports(name) for name in modules() if name}).prepare()
+
+
+def test_few_modules_know_of_processes() -> None:
+    users = {name for name in modules() if name and "distributed" in imports(name)}
+    assert users == {"training.step", "work"}
 
 
 def test_calls_that_few_modules_make() -> None:

@@ -44,8 +44,15 @@ from dsmooth.pretrained.runs import RunFolder, Step, WeightsSettings, entry_line
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, grid, settings_table
-from dsmooth.results import FLOOR, BitsResult, BlockScores, ProbeResult
-from dsmooth.text import COMPARABLE, Table, bits_table, render
+from dsmooth.results import (
+    COMPARABLE,
+    FLOOR,
+    BitsResult,
+    BlockScores,
+    ProbeResult,
+    bits_table,
+)
+from dsmooth.text import Table, render
 from dsmooth.work import read_record, record_of
 
 T = TypeVar("T")

@@ -24,8 +24,8 @@ from ..files import check_writable, json_text, printable, read_npz, write_json
 from ..machine import choose_device
 from ..pretrained import images_for, load
 from ..progress import progress, silence
-from ..results import FLOOR, BitsResult, FrechetResult
-from ..text import COMPARABLE, Table, bits_table, decimals, escape_control, significant
+from ..results import COMPARABLE, FLOOR, BitsResult, FrechetResult, bits_table
+from ..text import Table, decimals, escape_control, significant
 from ..work import once, record_of
 from .options import BitsOptions, FrechetOptions
 

@@ -16,7 +16,7 @@ from ..pretrained import DEFAULT, images_for, load, packaged
 from ..report.contents import Report
 from ..report.reproduce import PROBES, ReproduceSettings, Stages
 from ..report.sections import write_report
-from ..text import bits_table
+from ..results import bits_table
 from ..training import train
 from ..work import Record, once, own_folder
 from .options import Reproduce

@@ -1,7 +1,7 @@
 """`from_pretrained` and `save_pretrained`, as in transformers and diffusers.
 
-They are short for `dsmooth.load` and `dsmooth.save`, which they import when called: networks do not
-depend on files.
+They are short for `dsmooth.load` and `dsmooth.save`, which the package hands down: networks do not
+import them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
+from .. import _door
 from ..config import TrainingRecord
 
 
@@ -29,9 +30,7 @@ class Pretrained(nn.Module):
 
         Raises ValueError for a pair in place of a network, and vice versa.
         """
-        from ..pretrained import load
-
-        model = load(name, kind=cls, **options).model
+        model = _door.pretrained().load(name, kind=cls, **options).model
         if not isinstance(model, cls):
             found = type(model).__name__
             raise ValueError(f"{name} holds a {found}, which dsmooth.{found}.from_pretrained reads")
@@ -39,15 +38,11 @@ class Pretrained(nn.Module):
 
     def save_pretrained(self, folder: str | Path, **card: Any) -> None:
         """`dsmooth.save(self, folder)`; card: scores, name, license."""
-        from ..pretrained import save
-
-        save(self, folder, **card)
+        _door.pretrained().save(self, folder, **card)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """`dsmooth.pretrained.push(self, repo_id)`; returns the address of the commit.
 
         options: private, token, scores, license, commit_message.
         """
-        from ..pretrained import push
-
-        return push(self, repo_id, **options)
+        return str(_door.pretrained().push(self, repo_id, **options))

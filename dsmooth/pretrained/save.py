@@ -17,9 +17,9 @@ from ..nn.images import check_size
 from ..nn.pretrained import Pretrained
 from ..nn.weights import check_weights, weights_digest
 from ..pair import SmoothedPair
-from ..results import BitsResult
+from ..results import COMPARABLE, BitsResult, bits_table
 from ..smoothing import SMOOTHINGS
-from ..text import COMPARABLE, bits_table, render
+from ..text import render
 from ..work import read_result
 from .folders import HUB_FILES, hub_module
 from .runs import RunFolder, WeightsSettings

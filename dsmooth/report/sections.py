@@ -15,7 +15,8 @@ from .._extension import __version__
 from ..data.pictures import grid_png
 from ..evaluate.probe import best_probe
 from ..files import write_atomically
-from ..text import COMPARABLE, Table, bits_table, escape_control, render
+from ..results import COMPARABLE, bits_table
+from ..text import Table, escape_control, render
 from .contents import ModelSummary, Report
 from .plots import probe_png, receptive_png
 

@@ -29,8 +29,7 @@ from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.nn.gradients import class_gradient
 from dsmooth.philox import Stream
 from dsmooth.pixels import Likelihood
-from dsmooth.results import BitsResult, MeasuredImages
-from dsmooth.text import bits_table
+from dsmooth.results import BitsResult, MeasuredImages, bits_table
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, images, network, tiny_pair
 
