@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import inspect
 import io
 import os
@@ -11,7 +9,7 @@ import shlex
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import is_dataclass
 from functools import partial
@@ -48,15 +46,14 @@ ABOUT = """Autoregressive image modelling with distribution smoothing, made fast
 --tyro-print-completion SHELL` a script that lets bash, zsh or tcsh complete."""
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command with `args`, by default those of the process; exits with its status.
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command with `args`, by default those of the process; returns its status.
 
     An error is printed in a line.
     """
     prepare_process()
     args = list(sys.argv[1:] if args is None else args)
     command: object = None
-    status, size = 0, 1  # a negative status: the process must leave at once
     try:
         with ExitStack() as stack:
             try:
@@ -68,17 +65,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
             stack.enter_context(lines_shown())
             threads = command.execution.threads if hasattr(command, "execution") else None
-            size = stack.enter_context(workers(threads)).size
+            stack.enter_context(workers(threads))
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             status = verb(command) or 0
             sys.stdout.flush()
-    except SystemExit as left:  # after help, or a line about arguments
+    except SystemExit as left:  # of `parse`, after help or a line about arguments
         status = int(left.code or 0)
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
-        status = -130
+        status = 130
     except Exception as error:
         line = explain(error, option_names(type(command)))
         if line is None or os.environ.get("DSMOOTH_TRACEBACK") == "1":
@@ -90,15 +87,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except OSError:  # what a pipe or a full disk did not take must not fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    leave: Callable[[int], None] = sys.exit
-    if size > 1 or status < 0:
-        # Python's own end waits for threads at work, and one of torch's process group may abort it.
-        leave = os._exit
-    leave(abs(status))
+    return status
 
 
 def prepare_process() -> None:
-    """Set the standard streams of this process, the spinning of its threads, and its end."""
+    """Set the standard streams of this process, and the spinning of its threads."""
     if sys.stdout is None:  # it is closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -106,9 +99,6 @@ def prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the locale may lack a letter
-    # At its end Python searches all that torch imported for garbage, which takes half a second.
-    # Triton reports objects that outlive the interpreter.
-    atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
 
 
 def explain(error: Exception, options: Collection[str] = ()) -> str | None:

@@ -19,7 +19,7 @@ from types import ModuleType
 import pytest
 
 # The command, and a path that finds the package under test whatever the folder holds.
-COMMAND = "from dsmooth.cli import main; main()"
+COMMAND = "from dsmooth.__main__ import leave; leave()"
 RUN = "import runpy; runpy.run_path({!r}, run_name='__main__')"
 
 _CONTEXT = multiprocessing.get_context("forkserver")
