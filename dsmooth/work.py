@@ -210,7 +210,6 @@ class _Content:
     dsmooth: str
     request: Json
     result: Any = None
-    parts: Any = None  # empty, of earlier versions
 
 
 def read_record(path: Path) -> Json:

@@ -24,7 +24,6 @@ from ..config import (
     TrainConfig,
     TrainingRecord,
 )
-from ..fields import difference
 from ..files import (
     json_text,
     lock_folder,
@@ -170,25 +169,13 @@ class RunFolder:
     ) -> tuple[dict[Role, PixelCNNpp], WeightsSettings]:
         """The networks, in evaluation mode on the CPU, and their settings.
 
-        The settings of a run, which say where its images are, must be those of its weights. Raises
-        FileNotFoundError or ValueError, naming the file.
+        Raises FileNotFoundError or ValueError, naming the file.
         """
         tensors, metadata = read_tensors(self.weights)
-        # Other programs, and earlier versions of this one, write none: then its fields are missing.
+        # Other programs write none: then its fields are missing.
         stated = parse_json(metadata.get(SETTINGS_KEY, "{}"), self.weights)
         stated.pop("dsmooth", None)
         settings = structured(stated, WeightsSettings, self.weights)
-        if self.config.exists():
-            request, size = self.read_config()
-            # What its settings do not say is as the weights have it.
-            record = settings.training.get(request.role)
-            asked = record and asdict(WeightsSettings.of_run(request, size, **asdict(record)))
-            words = difference(asked, asdict(settings)) if asked else f"its role is {request.role}"
-            if words:
-                raise ValueError(
-                    f"{self.config} is not of the weights next to it: {words}; they are of another "
-                    "run, or the settings were edited"
-                )
         networks: dict[Role, PixelCNNpp] = {}
         for role, config in settings.networks.items():
             head = f"{role}." if len(settings.networks) > 1 else ""
@@ -234,7 +221,6 @@ class RunFolder:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
         entries: list[LogEntry] = []
         for line in self.log.read_bytes().splitlines() if self.log.is_file() else ():
-            # No entry is what is damaged, and some lines of earlier versions.
             with suppress(ValueError, RecursionError):
                 entries.append(msgspec.convert(json.loads(line), AnyEntry))
         return entries
