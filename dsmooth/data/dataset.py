@@ -5,15 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Classes
 from ..fields import SettingError, check_number, check_one_of, check_tensor
 from ..pixels import byte_of, value_of
 
+T = TypeVar("T")
+
+MANY = 10  # images that an error names
+# What to take instead of values of another kind.
+REMEDIES = {
+    "bool": "255 * x as uint8",
+    "uint16": "x // 257 as uint8, if white is 65535",
+    "complex": "x.real",
+    "object": "numpy.stack(x), of arrays of one shape",
+}
 # Bytes that are all below the first, or not below the second, are of another range.
 DARK, PALE = 32, 127
 
@@ -63,6 +76,27 @@ def other_range(images: Tensor, name: str) -> str | None:
     )
 
 
+def pixels_of(values: Tensor | NDArray[Any], name: str) -> Tensor:
+    """The values of an array or tensor, uint8 or float32, on the CPU.
+
+    Raises ValueError, naming `name`, for values that are neither bytes nor floating point.
+    """
+    kind = getattr(values.dtype, "name", "") or str(values.dtype).removeprefix("torch.")
+    is_float = (
+        values.dtype.kind == "f" if hasattr(values.dtype, "kind") else values.is_floating_point()
+    )
+    if kind != "uint8" and not is_float:
+        ways = (words for start, words in REMEDIES.items() if kind.startswith(start))
+        remedy = next(ways, "x as uint8, if white is 255")
+        words = f"uint8, or floating point in [-1, 1], got {kind}: take {remedy}"
+        raise ValueError(f"{name} must be {words}")
+    if isinstance(values, np.ndarray):  # torch takes no other byte order or negative strides
+        wanted = np.float32 if is_float else np.uint8
+        return torch.from_numpy(np.require(values, wanted, ["C", "W"]))
+    x = values.detach().cpu().to_dense()
+    return x.float() if is_float else x
+
+
 def channels_first(x: Tensor, name: str) -> Tensor:
     """Images (N, C, H, W), C = 1 or 3, from that order, (N, H, W, C) or (N, H, W).
 
@@ -79,26 +113,51 @@ def channels_first(x: Tensor, name: str) -> Tensor:
     return images
 
 
-def stacked(rows: Iterable[Tensor], count: int, name: Callable[[int], str]) -> Tensor:
-    """`count` images (C, H, W) of one size as bytes (N, C, H, W), grey if all are.
+def _attempt(read: Callable[[T], Tensor], item: T) -> Tensor | Exception:
+    try:
+        return read(item)
+    except (ValueError, OSError) as error:
+        return error
 
-    name: of an image by its number, for errors. Raises ValueError for images of another size.
+
+def stacked(
+    read: Callable[[T], Tensor],
+    items: Iterable[T],
+    name: Callable[[int], str],
+    apply: Callable[..., Iterable[Tensor | Exception]] = map,
+) -> Tensor:
+    """The images read(item), (C, H, W), as bytes (N, C, H, W), grey if all are.
+
+    name: of an image by its number, for errors. apply: as `map`, perhaps in threads. Raises
+    ValueError for images that cannot be read or have another size, once for all of them.
     """
-    images, channels = torch.empty(0, 1, 4, 4, dtype=torch.uint8), 1
-    for number, pixels in enumerate(rows):
-        if number == 0:
-            images = torch.empty(count, 3, *pixels.shape[1:], dtype=torch.uint8)
-        sizes = [f"{height} x {width}" for *_, height, width in (images.shape, pixels.shape)]
-        if sizes[0] != sizes[1]:
-            raise SettingError(
-                (),
-                f"the images must have one size, got {sizes[0]} in {name(0)} and {sizes[1]} in "
-                f"{name(number)}: crop them, or of a folder set",
-                image_size=None,
-            )
-        images[number] = pixels  # a grey one in each channel
-        channels = max(channels, len(pixels))
-    return images[:, :channels].contiguous()
+    pixels, channels = bytearray(), 1
+    faults, sizes = list[str](), dict[tuple[int, int], list[int]]()
+    for number, row in enumerate(apply(partial(_attempt, read), items)):
+        if isinstance(row, Exception):
+            faults.append(str(row))
+            continue
+        sizes.setdefault((row.shape[1], row.shape[2]), []).append(number)
+        if len(sizes) == 1:
+            channels = max(channels, len(row))
+            pixels += row.expand(3, -1, -1).numpy().tobytes()  # a grey one in each channel
+    remedy = dict[str, object]()
+    if len(faults) > MANY:
+        faults[MANY:] = [f"and {len(faults) - MANY:,} other images cannot be used"]
+    if len(sizes) > 1:
+        remedy["image_size"] = None
+        found = [
+            f"{height} x {width} in {name(first)}" + f" and {len(more):,} others" * bool(more)
+            for (height, width), (first, *more) in sizes.items()
+        ]
+        found[MANY:] = [f"{len(found) - MANY:,} other sizes"] * (len(found) > MANY)
+        words = f"{', '.join(found[:-1])} and {found[-1]}: crop them, or of a folder set"
+        faults.append(f"the images must have one size, got {words}")
+    if faults:
+        raise SettingError((), "\n".join(faults), **remedy)
+    (height, width), count = next(iter(sizes), (4, 4)), sum(map(len, sizes.values()))
+    images = torch.frombuffer(pixels or bytearray(1), dtype=torch.uint8)[: len(pixels)]
+    return images.view(count, 3, height, width)[:, :channels].contiguous()
 
 
 def as_grey(images: Tensor) -> Tensor:

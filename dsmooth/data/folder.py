@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -19,13 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..fields import SettingError
 from ..files import guarded, open_regular, printable
 from ..pixels import are_sides
-from ..progress import advance_to, are_lines_shown, progress
+from ..progress import LOG, advance_to, are_lines_shown, progress
 from .dataset import ImageDataset, stacked
 from .order import held_out
 
@@ -55,84 +55,14 @@ def load_folder(
 
     splits: "train", "test" or "all". Each subfolder is a class. Folders train and test, or as in
     TRAIN_FOLDERS and HELD_OUT_FOLDERS, are the splits, each with its classes; else one image in ten
-    is for tests. Images are in the order of a hash of their paths, so that the first ones are of
-    every class.
+    is for tests, by a hash of its pixels, so that copies stay together. Images are in the order of
+    this hash, or of one of their paths in split folders, so that the first are of every class.
     """
-    found, words = find_pictures(folder)
-    parts = [found[split] for split in splits]
-    if not all(parts):
-        raise ValueError(f"{printable(folder)} must hold at least 2 images, one to test with")
-    chosen = [path for part in parts for path in part]
-    images = read_pictures(chosen, image_size)
-    if not are_sides(*images.shape[2:]):
-        raise SettingError(
-            (),
-            f"{printable(chosen[0])} must have a height and width that are multiples of 4, got "
-            f"{images.shape[2]} x {images.shape[3]}; to crop and resize them, set",
-            image_size=None,
-        )
-    others = found["all"].keys() - chosen
-    if images.shape[1] == 1 and any(_of_pictures(_is_coloured, [*others])):
-        images = images.repeat(1, 3, 1, 1)
-    size = "" if image_size is None else f", cropped to {image_size} x {image_size}"
-    classes = {*found["all"].values()}
-    names = sorted(classes) if "" not in classes and len(classes) > 1 else []
-    numbers, datasets = {name: number for number, name in enumerate(names)}, []
-    for split, part, pixels in zip(splits, parts, images.split([*map(len, parts)]), strict=True):
-        labels = torch.tensor([numbers[name] for name in part.values()]) if names else None
-        source = f"{printable(folder)} ({len(part):,} images{size}{words})"
-        class_names = tuple(map(printable, names))
-        datasets.append(ImageDataset(pixels, labels, "folder", split, source, class_names))
-    return datasets
-
-
-def image_paths(folder: Path) -> list[Path]:
-    """The image files in a folder and in those inside it, links followed, but hidden ones, in the
-    order of their names. Raises MissingFiles if there are none."""
-    found, above = list[Path](), {str(folder): {os.path.realpath(folder)}}
-    for top, folders, names in os.walk(folder, followlinks=True):
-        inner = {
-            name: os.path.realpath(os.path.join(top, name))
-            for name in folders
-            if not name.startswith(".") and name != "__MACOSX"
-        }
-        folders[:] = [name for name in inner if inner[name] not in above[top]]  # links go round
-        for name in folders:
-            above[os.path.join(top, name)] = above[top] | {inner[name]}
-        files = (Path(top, name) for name in names if not name.startswith("."))
-        found += [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not found:
-        kinds = ", ".join(sorted(SUFFIXES))
-        words = f"no image ({kinds}) is in {printable(folder)} or the folders inside it"
-        raise MissingFiles((), words)
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def shows_colours(folder: Path) -> bool:
-    """Whether the first picture of a folder has colours; not if there is none that can be read."""
-    with suppress(OSError, ValueError):
-        return any(map(_is_coloured, image_paths(folder)[:1]))
-    return False
-
-
-def find_pictures(folder: Path) -> tuple[dict[str, dict[Path, str]], str]:
-    """The class of each file of a split, "" outside of subfolders, in the order of a hash of their
-    paths; and words on which subfolder is held out, if one is.
-
-    Raises ValueError for files outside of split folders.
-    """
-    paths = sorted(image_paths(folder), key=partial(_hash_of, folder))
+    paths = image_paths(folder)
     parts = [path.relative_to(folder).parts for path in paths]
-    tops = {top.lower(): top for top, *_ in sorted(parts, reverse=True)}
-    train, test = (
-        next((tops[name] for name in names if name in tops), None)
-        for names in (TRAIN_FOLDERS, HELD_OUT_FOLDERS)
-    )
-    if train is None or test is None:
-        words, classes = "", [inner[0] if len(inner) > 1 else "" for inner in parts]
-        chosen = held_out([_hash_of(folder, path) for path in paths], classes)
-        splits = ["test" if is_held_out else "train" for is_held_out in chosen]
-    else:
+    train, test = split_names({top.lower(): top for top, *_ in sorted(parts, reverse=True)})
+    is_split, words, given = train is not None and test is not None, "", [""] * len(paths)
+    if is_split:
         others = sorted({top for top, *_ in parts} - {train, test})
         for name in others:
             if name.lower() not in (*TRAIN_FOLDERS, *HELD_OUT_FOLDERS):
@@ -142,14 +72,93 @@ def find_pictures(folder: Path) -> tuple[dict[str, dict[Path, str]], str]:
                     "classes"
                 )
         words = f"; {test} is held out" + f", {' and '.join(others)} left out" * bool(others)
-        classes = [inner[1] if len(inner) > 2 else "" for inner in parts]
-        splits = [{train: "train", test: "test"}.get(top, "") for top, *_ in parts]
-    found: dict[str, dict[Path, str]] = {"train": {}, "test": {}, "all": {}}
-    for path, name, split in zip(paths, classes, splits, strict=True):
-        found["all"][path] = name
-        if split:
-            found[split][path] = name
-    return found, words
+        given = [{train: "train", test: "test"}.get(top, "") for top, *_ in parts]
+    classes = [inner[is_split] if len(inner) > 1 + is_split else "" for inner in parts]
+    names = sorted({*classes}) if "" not in classes and len({*classes}) > 1 else []
+    everything, files = not is_split or "all" in splits, [*zip(paths, classes, given, strict=True)]
+    rest = [path for path, _, split in files if not (everything or split in splits)]
+    files = [file for file in files if everything or file[2] in splits]
+    paths, classes, given = map(list, zip(*files, strict=True))
+    images = read_pictures(paths, image_size)
+    if not are_sides(*images.shape[2:]):
+        raise SettingError(
+            (),
+            f"{printable(paths[0])} must have a height and width that are multiples of 4, got "
+            f"{images.shape[2]} x {images.shape[3]}; to crop and resize them, set",
+            image_size=None,
+        )
+    if is_split:
+        keys = [_hash(os.fsencode(path.relative_to(folder).as_posix())) for path in paths]
+    else:
+        keys = [_hash(row.numpy().tobytes()) for row in images.expand(-1, 3, -1, -1)]
+        given = ["test" if chosen else "train" for chosen in held_out(keys, classes)]
+    if images.shape[1] == 1 and any(_in_threads(_is_coloured, rest)):
+        images = images.repeat(1, 3, 1, 1)
+    size = "" if image_size is None else f", cropped to {image_size} x {image_size}"
+    numbers, datasets = {name: number for number, name in enumerate(names)}, []
+    order = sorted(range(len(paths)), key=lambda row: (keys[row], classes[row]))
+    for split in splits:
+        rows = [row for row in order if split in ("all", given[row])]
+        if not rows:
+            few = "must hold at least 2 different images, one to test with"
+            raise ValueError(f"{printable(folder)} {few}")
+        labels = torch.tensor([numbers[classes[row]] for row in rows]) if names else None
+        source = f"{printable(folder)} ({len(rows):,} images{size}{words})"
+        class_names = tuple(map(printable, names))
+        datasets.append(ImageDataset(images[rows], labels, "folder", split, source, class_names))
+    return datasets
+
+
+def split_names(found: Mapping[str, T]) -> tuple[T | None, T | None]:
+    """The training and the held-out split of those found, by their names in small letters."""
+    kinds = (TRAIN_FOLDERS, HELD_OUT_FOLDERS)
+    train, test = (next((found[name] for name in kind if name in found), None) for kind in kinds)
+    return train, test
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The image files in a folder and in those inside it, links followed, but hidden ones, in the
+    order of their names. Raises MissingFiles if there are none."""
+    found, others = _find(folder)
+    counts = [
+        f"{count:,} {printable(suffix) or 'files without suffix'}" for suffix, count in others
+    ]
+    left_out = f"left out, since they are not {', '.join(FORMATS)}: {', '.join(counts)}"
+    if not found:
+        words = f"no image is in {printable(folder)} or the folders inside it"
+        raise MissingFiles((), f"{words}; {left_out}" if counts else words)
+    if counts:
+        LOG.warning("%s: %s", printable(folder), left_out)
+    return found
+
+
+def _find(folder: Path) -> tuple[list[Path], list[tuple[str, int]]]:
+    """The image files as `image_paths` returns them, and the number of other files by suffix."""
+    found, others = list[Path](), Counter[str]()
+    above = {str(folder): {os.path.realpath(folder)}}
+    for top, folders, names in os.walk(folder, followlinks=True):
+        inner = {
+            name: os.path.realpath(os.path.join(top, name))
+            for name in folders
+            if not name.startswith(".") and name != "__MACOSX"
+        }
+        folders[:] = [name for name in inner if inner[name] not in above[top]]  # links go round
+        for name in folders:
+            above[os.path.join(top, name)] = above[top] | {inner[name]}
+        for path in (Path(top, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES or _is_picture(path):
+                found.append(path)
+            else:
+                others[path.suffix.lower()] += 1
+    found.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return found, others.most_common()
+
+
+def shows_colours(folder: Path) -> bool:
+    """Whether the first picture of a folder has colours; not if there is none that can be read."""
+    with suppress(OSError, ValueError):
+        return any(map(_is_coloured, _find(folder)[0][:1]))
+    return False
 
 
 def read_pictures(
@@ -159,20 +168,20 @@ def read_pictures(
 
     size: pixels a side of centred squares, to which pictures are cropped and resized. crop: pixels
     a side before they are resized, by default as many as there are.
-    Raises ValueError, naming the first picture that cannot be used.
+    Raises ValueError, once for all pictures that cannot be used.
     """
-    work = partial(_read_picture, size=size, crop=crop)
+
+    def apply(read: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
+        for number, row in enumerate(_in_threads(read, paths), start=1):
+            yield row
+            advance_to(number / len(paths))
+
+    read = partial(_read_picture, size=size, crop=crop)
     with progress("reading images", len(paths)) if are_lines_shown() else nullcontext():
-
-        def rows() -> Iterator[Tensor]:
-            for number, picture in enumerate(_of_pictures(work, paths), start=1):
-                yield torch.from_numpy(picture)
-                advance_to(number / len(paths))
-
-        return stacked(rows(), len(paths), lambda number: printable(paths[number]))
+        return stacked(read, paths, lambda number: printable(paths[number]), apply)
 
 
-def _read_picture(path: Path, size: int | None, crop: int | None) -> NDArray[np.uint8]:
+def _read_picture(path: Path, size: int | None, crop: int | None) -> Tensor:
     """The pixels (C, H, W) of a file."""
     from PIL.Image import Resampling
 
@@ -188,7 +197,7 @@ def _read_picture(path: Path, size: int | None, crop: int | None) -> NDArray[np.
         picture = picture.crop((left, top, left + side, top + side))
         if side != size:  # by a filter that widens with the scale: it averages
             picture = picture.resize((size, size), Resampling.BILINEAR)
-    return np.atleast_3d(np.array(picture)).transpose(2, 0, 1)
+    return torch.from_numpy(np.atleast_3d(np.array(picture)).transpose(2, 0, 1))
 
 
 @contextmanager
@@ -225,18 +234,23 @@ def upright(image: Image) -> Image:
     return ImageOps.exif_transpose(image).convert("L" if image.mode in GREY_MODES else "RGB")
 
 
+def _is_picture(path: Path) -> bool:
+    with suppress(OSError, ValueError), _opened(path):
+        return True
+    return False
+
+
 def _is_coloured(path: Path) -> bool:
     with _opened(path) as image:
         return image.mode not in GREY_MODES
 
 
-def _hash_of(folder: Path, path: Path) -> int:
-    """64 bits that depend only on the path in the folder."""
-    name = path.relative_to(folder).as_posix().encode(errors="surrogateescape")
-    return int.from_bytes(sha256(name).digest()[:8], "big")
+def _hash(content: bytes) -> int:
+    """64 bits that depend only on the content."""
+    return int.from_bytes(sha256(content).digest()[:8], "big")
 
 
-def _of_pictures(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
+def _in_threads(work: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
     """work(path) of each, by threads: Pillow lets go of the interpreter's lock."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an error here

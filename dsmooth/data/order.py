@@ -70,15 +70,12 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
 def held_out(keys: Sequence[int], classes: Sequence[Hashable]) -> list[bool]:
     """Whether each image is held out: about one in ten, and one at least.
 
-    keys: 64 random bits of each image. Only they decide, so an image stays when others come or go.
-    But of each class the image with the largest key is for training.
+    keys: 64 random bits of each image, equal ones of copies. Only they decide, so an image stays
+    when others come or go. But of each class the image with the largest key is for training.
     """
     largest: dict[Hashable, int] = {}
     for key, name in zip(keys, classes, strict=True):
         largest[name] = max(key, largest.get(name, 0))
-    limit = int(TEST_FRACTION * 2**64)
-    pairs = zip(keys, classes, strict=True)
-    chosen = [key <= limit and key != largest[name] for key, name in pairs]
-    if not any(chosen):
-        chosen[min(range(len(keys)), key=keys.__getitem__)] = True
-    return chosen
+    limit, kept = int(TEST_FRACTION * 2**64), {*largest.values()}
+    chosen = {key for key in keys if key <= limit} - kept or {min(keys)}
+    return [key in chosen for key in keys]

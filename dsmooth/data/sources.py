@@ -13,8 +13,8 @@ from torch import Tensor
 from ..fields import SettingError
 from ..files import guarded, open_regular, read_npz
 from ..progress import LOG
-from .dataset import channels_first, other_range, to_bytes
-from .folder import SUFFIXES, image_paths, read_pictures
+from .dataset import channels_first, other_range, pixels_of, to_bytes
+from .folder import image_paths, read_pictures
 from .order import epoch_order
 from .pictures import is_diverged
 
@@ -67,8 +67,7 @@ def read_images(path: str | Path, limit: int | None = None, *, at_random: bool =
         with open_regular(path), guarded(path, "a .npy without pickled objects"):
             array = np.lib.format.open_memmap(path, mode="r")
     else:
-        is_file = path.suffix.lower() in SUFFIXES and path.is_file()
-        paths = [path] if is_file else image_paths(path)
+        paths = [path] if path.is_file() else image_paths(path)
         images = read_pictures([paths[i] for i in chosen(len(paths))])
         return ImageSet(images, f"{path} ({len(images):,} image files)")
     array = np.atleast_1d(array)
@@ -82,9 +81,7 @@ def _from_array(
     is_bytes, parts = array.dtype == np.uint8, list[Tensor]()
     low, high, beyond = np.inf, -np.inf, 0
     for first in range(0, max(1, len(rows)), 1000):
-        pixels = array[rows[first : first + 1000]]
-        x = torch.from_numpy(np.array(pixels, np.uint8 if is_bytes else np.float32))
-        x = channels_first(x, str(path))
+        x = channels_first(pixels_of(array[rows[first : first + 1000]], str(path)), str(path))
         if not is_bytes:
             x = x[~is_diverged(x)]
             if x.numel():

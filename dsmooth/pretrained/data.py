@@ -64,8 +64,9 @@ def images_for(
         held_out = next((entry.held_out_sha256 for entry in starts), None)
         if held_out not in (None, replace(images, labels=None).digest):
             raise ValueError(
-                f"the held-out images of {place} are not those of the training: files were "
-                "renamed, added or removed, and some of these may have been trained on. To measure "
-                "all images, copy them to another folder and name that"
+                f"the held-out images of {place} are not those of the training: files were added, "
+                "removed or changed, or an earlier version split them by their names, and some of "
+                "these may have been trained on. To measure all images, copy them to another "
+                "folder and name that"
             )
     return images

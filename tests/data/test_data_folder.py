@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from dsmooth.training.settings import load_data
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 DRAFT = JpegImageFile.draft
+load = partial(load_dataset, "folder", "train")
 pytestmark = pytest.mark.quick
 
 
@@ -47,6 +49,53 @@ def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     write_images(tmp_path / "more", {f"{i}.png": random_bytes((8, 12), i) for i in range(100, 140)})
     more = rows(load_dataset("folder", "train", tmp_path))
     assert [image for image in more if image in folders] == rows(train)
+
+
+def test_names_do_not_matter_and_copies_stay_together(tmp_path: Path) -> None:
+    pixels = [random_bytes((8, 12), seed=i % 30) for i in range(60)]
+    colours = [np.stack([grey] * 3, 2) if i > 40 else grey for i, grey in enumerate(pixels)]
+    for name, order in (("first", range(60)), ("again", range(59, -1, -1))):
+        write_images(tmp_path / name, {f"{i}.png": colours[j] for i, j in enumerate(order)})
+    first, again = (
+        load_splits("folder", SPLITS, tmp_path / n, False, None) for n in ("first", "again")
+    )
+    assert [part.digest for part in first] == [part.digest for part in again]
+    assert not {*rows(first[0])} & {*rows(first[1])}
+    write_images(tmp_path / "same", {f"{i}.png": pixels[0] for i in range(9)})
+    refuses("at least 2 different images", load_dataset, "folder", "train", tmp_path / "same")
+
+
+def test_content_decides_and_what_is_left_out_is_counted(tmp_path: Path, caplog) -> None:
+    write_images(tmp_path, {f"{i}.jpg": random_bytes((8, 8), i) for i in range(9)})
+    for i in range(9):
+        (tmp_path / f"{i}.jpg").rename(tmp_path / f"{i}.{('jfif', 'tif', 'x')[i % 3]}")
+    for name in ("a.GIF", "b.gif", "README", "c.txt"):
+        (tmp_path / name).write_text("BM is how a BMP begins")
+    assert len(load_dataset("folder", "all", tmp_path)) == 9
+    words = f"{tmp_path}: left out, since they are not PNG, JPEG, BMP, WEBP: "
+    assert [record.getMessage().partition(": 2 .gif, ")[0] + ": " for record in caplog.records] == [
+        words
+    ]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.heic").write_text("x")
+    refuses(r"no image is in .*1 \.heic$", load, tmp_path / "only", error=FileNotFoundError)
+
+
+def test_all_that_cannot_be_used_is_named_at_once(tmp_path: Path) -> None:
+    write_images(
+        tmp_path, {f"{i:02}.png": random_bytes((8, 8 + 4 * (i > 27)), i) for i in range(30)}
+    )
+    for i in range(12):
+        (tmp_path / f"{i:02}.png").write_bytes(b"damaged")
+    *lines, more, size = refuses("cannot be", load, tmp_path).splitlines()
+    assert [line.split(" cannot be read")[0] for line in lines] == [
+        f"{tmp_path}/{i:02}.png" for i in range(10)
+    ]
+    assert more == "and 2 other images cannot be used"
+    assert size == (
+        f"the images must have one size, got 8 x 8 in {tmp_path}/12.png and 15 others and "
+        f"8 x 12 in {tmp_path}/28.png and 1 others: crop them, or of a folder set `image_size`"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,8 +144,8 @@ def test_image_size_crops_the_centre(tmp_path: Path, monkeypatch, capsys) -> Non
 @pytest.mark.parametrize(
     ("sizes", "image_size", "message"),
     [
-        ({}, None, r"no image \(.*\.webp\) is in FOLDER or the folders inside it"),
-        ({"a": (8, 8)}, None, "FOLDER must hold at least 2 images, one to test with"),
+        ({}, None, "no image is in FOLDER or the folders inside it$"),
+        ({"a": (8, 8)}, None, "FOLDER must hold at least 2 different images, one to test with"),
         (
             {"a": (6, 8), "b": (6, 8)},
             None,
@@ -172,3 +221,4 @@ def test_one_in_ten_is_held_out_but_of_each_class_an_image_is_for_training() -> 
     keys, classes = [3, 2**63, 1, 2, 2**62], ["a", "b", "c", "c", "b"]
     assert held_out(keys, classes) == [False, False, True, False, False]
     assert held_out([2**63, 2**62], [None, None]) == [False, True]
+    assert held_out([5, 3, 3, 5, 9], ["a", "a", "b", "b", "b"]) == [False, True, True, False, False]

@@ -69,8 +69,9 @@ def test_labels_in_every_form(names: tuple[str, ...]) -> None:
             rows = [int((image == PIXELS).all((1, 2, 3)).nonzero()) for image in part.images]
             assert torch.equal(part.labels, numbers[rows])
     assert train_set.digest != replace(train_set, labels=2 - train_set.labels).digest
-    for no_class in (torch.tensor([1, 1, 0]), {"boxes": []}, None):
-        assert own_images([(image, no_class) for image in PIXELS]).labels is None
+    assert own_images([(image, None) for image in PIXELS]).labels is None
+    rows = [(image, numbers[i : i + 1]) for i, image in enumerate(PIXELS)]  # of shape (1,)
+    assert torch.equal(own_images(rows).labels, numbers)
     parts = split_own(([(PIXELS[0], "cat"), (PIXELS[1], "emu")], [(PIXELS[0], "ape")] * 2))
     assert [part.class_names for part in parts] == [("cat", "emu", "ape")] * 2
     assert parts[1].labels.tolist() == [2, 2]
@@ -151,6 +152,91 @@ def test_forms_of_images_in_python() -> None:
         assert torch.equal(images.images, pixels[half.indices])
 
 
+class Stream(loaders.IterableDataset):
+    def __iter__(self):
+        yield from PAIRS
+
+
+class Indexed(loaders.Dataset):
+    """Without an end, but with a length."""
+
+    def __getitem__(self, index):
+        return PAIRS[index % 40]
+
+    def __len__(self) -> int:
+        return 40
+
+
+PAIRS = [(image, i % 4) for i, image in enumerate(PIXELS)]
+ROWS = [{"id": 3, "photo": image, "label": label} for image, label in PAIRS]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Stream(),
+        Indexed(),
+        loaders.DataLoader(Stream(), 7),
+        loaders.DataLoader(Indexed(), 7, shuffle=True),
+        ROWS,
+        [{"mask": image, "img": image, "label": label} for image, label in PAIRS],
+        {"train": PAIRS},
+        {"train": Stream(), "TEST": (row for row in ROWS), "valid": PAIRS[:2]},
+    ],
+)
+def test_whatever_can_be_iterated_is_taken(dataset: object) -> None:
+    expected = split_own(PIXELS, torch.arange(40) % 4)
+    if isinstance(dataset, dict) and len(dataset) > 1:
+        expected = [own_images(PIXELS, labels=torch.arange(40) % 4)] * 2
+    for part, other in zip(split_own(dataset), expected, strict=True):
+        assert torch.equal(part.images, other.images)
+        assert torch.equal(part.labels, other.labels)
+
+
+def test_a_loader_of_a_part_is_that_part() -> None:
+    part = loaders.SubsetRandomSampler([5, 3, 9])
+    assert own_images(loaders.DataLoader(Indexed(), 2, sampler=part)).images.equal(
+        PIXELS[[3, 5, 9]]
+    )
+
+
+def test_data_sets_of_other_things() -> None:
+    for dataset, words in (
+        ("images", "must be images, got 'images': of a folder set data"),
+        (3, "must be images, got 3"),
+        ([{"id": 3, "text": ""}], "one column of images, got none of the columns id, text"),
+        ([{"a": BLACK[0], "b": BLACK[0]}], "one column of images, got a, b of the columns a, b"),
+    ):
+        refuses(words, own_images, dataset, error=TypeError)
+    refuses("must have the split train, .* got image, label", own_images, {"image": 3, "label": 4})
+    said = refuses("item 0", own_images, ["a", BLACK[0], DEEP, (BLACK[0], 0.5)]).splitlines()
+    assert [line.split(" ", 2)[1] for line in said] == ["0", "2", "3"]
+
+
+def test_arrays_in_every_form() -> None:
+    x = to_float(PIXELS).numpy()
+    frozen = PIXELS.numpy().copy()
+    frozen.flags.writeable = False
+    for same in (
+        frozen,
+        x.astype(">f4"),
+        x.astype("<f8"),
+        x.astype(np.float16),
+        x.astype(np.longdouble),
+        to_float(PIXELS).to_sparse(),
+        np.array([*PIXELS.numpy(), None], dtype=object)[:-1],
+    ):
+        assert torch.equal(own_images(same).images, PIXELS)
+    for array, words in (
+        (x > 0, "bool: take 255"),
+        (frozen.astype(">u2"), "uint16: take x // 257"),
+        (torch.from_numpy(x).cfloat(), r"complex64: take x\.real"),
+        (x.astype(complex), r"complex128: take x\.real"),
+        ([frozen[0].astype(object)], r"^item 0 must .* object: take numpy"),
+    ):
+        refuses(words, own_images, array)
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
@@ -158,12 +244,11 @@ def test_forms_of_images_in_python() -> None:
         ([BLACK[0], BLACK[0, :, 4:]], "one size, got 8 x 8 in item 0 and 4 x 8 in item 1"),
         ([torch.full((8, 8), -2.0)], r"item 0 must be bytes or lie in .*float32 from -2"),
         (torch.full((2, 8, 8), torch.nan), r"images must be bytes or lie in .*float32"),
-        (PIXELS.int(), r"images must be bytes or lie in \[-1, 1\], got torch.int32"),
+        (PIXELS.int(), "images must be uint8, or floating .*, got int32: take x as uint8, if"),
         ((PIXELS, PIXELS[:, 0, 0, 0]), r"images must hold images .* got shape \(40,\)"),
         ([chess("L"), CLEAR], "item 1 cannot be .*must be opaque"),
         ([chess("L"), DEEP], "item 1 .*must have 8 bits"),
         (["a.png"], "item 0 must be an image, got a str"),
-        ([{"pixels": 3}], "item 0 must be an image, got a NoneType"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must hold .* got shape \(20, 8, 8, 2\)"),
         ([], r"train data set must hold images with pixels, got \(0, 1, 4, 4\)"),
         ([np.zeros((0, 8), np.uint8)] * 20, r"images with pixels, got \(20, 1, 0, 8\)"),
@@ -185,11 +270,13 @@ LABELS = torch.arange(40)
     ("dataset", "labels", "message"),
     [
         (PIXELS, LABELS[:3], "of 40 images, got 3 such as "),
-        (PIXELS, LABELS + 0.5, "must be whole numbers from 0, or names, of 40 images, got"),
+        (PIXELS, LABELS + 0.5, "item 0 has the label 0.5, which must be a whole"),
         (PIXELS, LABELS - 1, "must be whole numbers from 0, or names, of 40 images, got"),
         (PIXELS, dict(enumerate(range(40))), "names, of 40 images, got 0 such as "),
         ((PIXELS, PIXELS), LABELS, r"\(training images, held-out images\), without labels="),
-        ([(PIXELS[0], None), (PIXELS[1], 1)], None, "names, of 2 images, got 1 such as 1"),
+        ([(PIXELS[0], 1), (PIXELS[1], None)], None, "item 1 has no label, but other items have"),
+        ([(PIXELS[0], torch.eye(3)[1])] * 2, None, r"item 1 has the label \[0.*argmax\(\)"),
+        ([(PIXELS[0], {"boxes": []})], None, "item 0 has the label {'boxes'.*the images only"),
     ],
 )
 def test_labels_that_are_refused(dataset: object, labels: object, message: str) -> None:
