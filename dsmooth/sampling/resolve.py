@@ -82,11 +82,8 @@ def resolve(
     configs = [network.config for network in networks]
     is_pair, device = len(networks) == 2, networks[0].device
     classes = configs[0].classes or configs[-1].classes
-    sides = (
-        check_size(size, "height", "width")
-        if size
-        else check_size(getattr(model, "image_size", ()))
-    )
+    own: Any = getattr(model, "image_size", ())
+    sides = check_size(size, "height", "width") if size else check_size(own)
     shape = configs[0].image_channels, *sides
     given, name = (x_tilde, "x_tilde") if x is None else (x, "x")
     if given is not None and (is_pair or x is not None):
@@ -95,7 +92,7 @@ def resolve(
         count = len(given)
     check_number("count", count)
     check_number("draws", draws)
-    total = index(count) * draws  # type: ignore[arg-type] # checked
+    total = index(count) * index(draws)  # type: ignore[arg-type] # None was refused
     first = whole_index(first_index, total)
     if in_memory:
         check_memory(total, shape)
@@ -323,7 +320,7 @@ def drawer_of(model: Network, precision: Precision) -> Drawer:
         raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
     hint = "" if change else "; `dsmooth doctor` says more"
     warn_once("one forward pass per pixel: %s%s", reason, hint)
-    return ForwardPasses(model, reason)
+    return ForwardPasses(model)
 
 
 def sampler_precision(device: torch.device, precision: Precision) -> Precision:

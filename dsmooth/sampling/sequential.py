@@ -19,12 +19,11 @@ from .draw import Draw
 class ForwardPasses:
     """A network that draws pixel by pixel in raster order, without dropout.
 
-    reason: why the cached sampler does not draw; "" where none was asked for. Source: docs/math.md,
-    section 3.
+    Source: docs/math.md, section 3.
     """
 
-    def __init__(self, model: PixelCNNpp, reason: str = "") -> None:
-        self.model, self.reason, self.config = in_evaluation(model), reason, model.config
+    def __init__(self, model: PixelCNNpp) -> None:
+        self.model, self.config = in_evaluation(model), model.config
         self.device, self.dtype, self.image_dtype = model.device, model.dtype, model.dtype
 
     @torch.no_grad()

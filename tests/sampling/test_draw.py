@@ -103,7 +103,7 @@ def pair() -> dsmooth.SmoothedPair:
 def test_numbers_of_numpy_and_torch_are_those_numbers() -> None:
     count, seed, last, half = np.int64(2), np.int32(4), np.int32(2**31 - 1), np.float32(0.5)
     given = {"seed": seed, "first_index": last, "temperature": half}
-    whole = resolve(network(), count, size=(4, 4), **given)  # type: ignore[arg-type]
+    whole = resolve(network(), count, size=(4, 4), **given)  # type: ignore[arg-type] # on purpose
     found = (whole.indices, whole.seed, whole.temperature)
     assert found == (range(2**31 - 1, 2**31 + 1), 4, 0.5)
     assert [*map(type, (whole.indices.start, *found[1:]))] == [int, int, float]
