@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from .fields import SettingError, check, check_number, check_one_of
+from .fields import SettingError, check, check_number, check_one_of, plain_values
 from .pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -33,6 +33,7 @@ Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
+@plain_values
 @dataclass(frozen=True)
 class Classes:
     """The classes of images that a model is conditioned on.
@@ -63,6 +64,7 @@ class Classes:
             )
 
 
+@plain_values
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a PixelCNN++ (docs/math.md, section 1).
@@ -167,6 +169,7 @@ class RunSettings:
     """How often the held-out images are evaluated, the end included."""
 
 
+@plain_values
 @dataclass(frozen=True)
 class TrainConfig(RunSettings):
     """Everything that determines the weights of a training run, and how it is computed.
@@ -249,9 +252,7 @@ class TrainConfig(RunSettings):
         check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
-        if self.labels is not None or self.model.classes is not None:
-            object.__setattr__(self, "classes", True)
-        if self.label_dropout and not self.classes:
+        if self.label_dropout and not self.has_classes:
             raise SettingError("label_dropout", "needs a model with classes: set", classes=True)
         conditioned = self.model.conditioning != "none"
         if conditioned != (self.role == "denoiser"):
@@ -264,9 +265,20 @@ class TrainConfig(RunSettings):
         elif self.smoothing == "gaussian":  # whose noise this likelihood contains
             likelihoods.append("gaussian")
         check_one_of("likelihood", self.model.likelihood, likelihoods)
-        if self.model.likelihood == "gaussian":
-            model = replace(self.model, smoothing_scale=self.scale)
-            object.__setattr__(self, "model", model)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the network is conditioned on classes."""
+        return self.classes or self.labels is not None or self.model.classes is not None
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The settings with what follows from them: whether the network has classes, and the noise that
+    likelihood=gaussian contains."""
+    model = config.model
+    if model.likelihood == "gaussian":
+        model = replace(model, smoothing_scale=config.scale)
+    return replace(config, model=model, classes=config.has_classes)
 
 
 @dataclass(frozen=True)
@@ -289,6 +301,7 @@ class TrainingRecord:
     bits_per_dim: float | None = None
 
 
+@plain_values
 @dataclass(frozen=True)
 class ProbeSettings:
     """The input of linear probes and the length of their training.

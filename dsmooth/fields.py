@@ -8,15 +8,25 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache, partial, wraps
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 # The text of an argument, and of a value to give it (None: any).
 Spell = Callable[[str, object], str]
 
@@ -73,17 +83,26 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f": did you mean {' or '.join(near)}?" if near else ""
 
 
-def check(settings: object) -> None:
-    """Raise SettingError for a value that its annotation refuses.
+def plain_values(kind: type[T]) -> type[T]:
+    """A dataclass that is made with values as JSON has them: numbers and arrays of numpy, iterables
+    and paths become numbers, tuples and text."""
+    make = kind.__init__
 
-    Numbers and arrays of numpy, iterables and paths become numbers, tuples and text.
-    """
+    @wraps(make)
+    def make_plain(self: T, *values: Any, **named: Any) -> None:
+        make(self, *map(_plain, values), **{name: _plain(value) for name, value in named.items()})
+
+    kind.__init__ = make_plain  # type: ignore[assignment]
+    return kind
+
+
+def check(settings: object) -> None:
+    """Raise SettingError for a field that its annotation refuses."""
     # For mypy a type is not hashable, as its __hash__ has another signature.
     for name, hint in types_of(type(settings)).items():  # type: ignore[arg-type]
-        value = _plain(getattr(settings, name))
+        value = getattr(settings, name)
         if expected := _expected(value, hint):
             raise SettingError(name, f"must be {expected}, got {value!r}")
-        object.__setattr__(settings, name, value)
 
 
 @cache

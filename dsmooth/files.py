@@ -212,12 +212,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises ValueError for content that is not a safetensors file, and OSError, such as
     FileNotFoundError, where the file cannot be read. Each names it.
     """
+    with _opened_tensors(path) as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return tensors, dict(opened.metadata() or {})
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file of tensors. Raises as `read_tensors` does."""
+    with _opened_tensors(path) as opened:
+        return dict(opened.metadata() or {})
+
+
+@contextmanager
+def _opened_tensors(path: Path) -> Iterator[safe_open]:
     # By its descriptor: safetensors does not accept a path that is not UTF-8.
     with open_regular(path) as file:
         try:
             with safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                return tensors, dict(opened.metadata() or {})
+                yield opened
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
         except (OSError, RuntimeError) as error:  # torch raises the latter

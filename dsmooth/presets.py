@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from .config import DERIVED, ModelConfig, Role, TrainConfig
+from .config import DERIVED, ModelConfig, Role, TrainConfig, settled
 from .fields import SettingError, check_one_of, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
@@ -112,4 +112,4 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     model = own.pop("model", config.model)
     if isinstance(model, ModelConfig):  # else the settings say what it must be
         model = replace(model, classes=None, **network)
-    return replace(config, model=model, **own)
+    return settled(replace(config, model=model, **own))

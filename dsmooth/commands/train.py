@@ -7,14 +7,21 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from ..config import Role, TrainConfig
-from ..pretrained.runs import RunFolder
+from ..config import DERIVED, Role, TrainConfig
+from ..data.folder import shows_colours
+from ..files import read_json
+from ..presets import DEFAULT_PRESET, RGB_PRESET, preset, with_settings
+from ..pretrained.load import weights_with
+from ..pretrained.runs import RunFolder, run_config
 from ..progress import LOG
 from ..training import tensorboard
 from ..training import train as train_one
-from ..training.settings import settings_of, stored_settings
+from ..training.plan import check_folder
 from .options import Train, given_settings
+
+RGB_DATA = ("cifar10", "celeba")
 
 
 def train(options: Train) -> int:
@@ -33,7 +40,7 @@ def train(options: Train) -> int:
         print(json.dumps(printed if len(runs) > 1 else one, indent=2))
         return 0
     for run, config in runs.items():  # the second of a pair is refused before the first is trained
-        stored_settings(run, config, options.resume)
+        check_folder(run, config, options.resume)
     for run, config in runs.items():
         result = train_one(
             config,
@@ -49,6 +56,36 @@ def train(options: Train) -> int:
             return 128 + result.interrupted
     LOG.info("%s: %s", options.role, next_step(runs))
     return 0
+
+
+def settings_of(
+    given: Mapping[str, Any], role: Role, run: RunFolder, start: str | Path | None, resume: bool
+) -> TrainConfig:
+    """The settings given by name, over those to start from.
+
+    start: the name of a preset, or the file of settings. None for the run to resume, if it is
+    there; else for the preset that the data suggest. Weights to begin with bring their network and
+    smoothing with them.
+    """
+    if start is None and resume and run.config.exists():
+        start = run.config
+    if isinstance(start, Path):
+        return with_settings(run_config(read_json(start), start), {**given, "role": role})
+    name, data, folder = start, given.get("data"), given.get("data_dir")
+    if name is None:
+        is_rgb = shows_colours(Path(folder)) if data == "folder" and folder else data in RGB_DATA
+        name = RGB_PRESET if is_rgb else DEFAULT_PRESET
+    data, changes = data or preset(name, role).data, dict[str, Any]()
+    if data != "celeba" and not (data == "folder" and start is not None):
+        changes["image_size"] = None  # these have a size of their own
+    if (source := given.get("init")) is not None:
+        initial = weights_with(source, role).read_settings()
+        if (noise := initial.noise) is not None:
+            changes |= {"smoothing": noise.kind, "scale": noise.scale}
+        # The data decide the classes.
+        network = vars(initial.networks[role]).items()
+        changes |= {name: value for name, value in network if name not in DERIVED}
+    return preset(name, role, **{**changes, **given})
 
 
 def next_step(runs: Mapping[RunFolder, TrainConfig]) -> str:

@@ -166,7 +166,7 @@ def as_grey(images: Tensor) -> Tensor:
     return first if images.shape[1] == 3 and bool((images == first).all()) else images
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ImageDataset:
     """Images of one size, with or without labels, held in memory as bytes.
 
@@ -185,23 +185,32 @@ class ImageDataset:
     name: str
     split: str
     source: str
-    class_names: tuple[str, ...] = ()
-    embedded: bool = False
+    class_names: tuple[str, ...]
+    embedded: bool
 
-    def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        name: str,
+        split: str,
+        source: str,
+        class_names: tuple[str, ...] = (),
+        embedded: bool = False,
+    ) -> None:
         check_tensor("images", images, ("N", "C", "H", "W"), dtypes=(torch.uint8,))
         check_one_of("channels", images.shape[1], (1, 3))
         if labels is not None:
             check_tensor("labels", labels, images.shape[:1], dtypes=(torch.int64,))
-        names = self.class_names if labels is not None else ()
+        names = class_names if labels is not None else ()
         if labels is not None and len(labels):
             low, high = map(int, labels.aminmax())
             names = names or tuple(map(str, range(high + 1)))
             if low < 0 or high >= len(names):
                 expected = f"0 .. {len(names) - 1}, for the classes {', '.join(names)}"
                 raise ValueError(f"labels must lie in {expected}, got {low} .. {high}")
-        object.__setattr__(self, "class_names", names)
+        vars(self).update(images=images, labels=labels, name=name, split=split, source=source)
+        vars(self).update(class_names=names, embedded=embedded)
 
     def __len__(self) -> int:
         return self.images.shape[0]

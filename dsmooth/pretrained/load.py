@@ -140,6 +140,19 @@ def load(
     return Loaded(networks, runs, noises[next(iter(networks))], pair)
 
 
+def weights_with(name: str, role: Role) -> RunFolder:
+    """The folder in `name` whose weights have a network of a role, by what they say.
+
+    Raises ValueError if none has, and FileNotFoundError or ValueError as `load` does.
+    """
+    runs = {run: run.read_settings().networks for run in _runs_of(find(name))}
+    for run, networks in runs.items():
+        if role in networks:
+            return run
+    roles = " and a ".join(role for networks in runs.values() for role in networks)
+    raise ValueError(f"{name} has a {roles} model, not a {role} one to begin with")
+
+
 def _pair(
     kind: type[Pretrained],
     networks: Mapping[Role, PixelCNNpp],

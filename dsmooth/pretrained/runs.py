@@ -23,12 +23,14 @@ from ..config import (
     SmoothingKind,
     TrainConfig,
     TrainingRecord,
+    settled,
 )
 from ..files import (
     json_text,
     lock_folder,
     parse_json,
     read_json,
+    read_metadata,
     read_tensors,
     remove_half_written,
     structured,
@@ -172,10 +174,7 @@ class RunFolder:
         Raises FileNotFoundError or ValueError, naming the file.
         """
         tensors, metadata = read_tensors(self.weights)
-        # Other programs write none: then its fields are missing.
-        stated = parse_json(metadata.get(SETTINGS_KEY, "{}"), self.weights)
-        stated.pop("dsmooth", None)
-        settings = structured(stated, WeightsSettings, self.weights)
+        settings = self._stated(metadata)
         networks: dict[Role, PixelCNNpp] = {}
         for role, config in settings.networks.items():
             head = f"{role}." if len(settings.networks) > 1 else ""
@@ -184,6 +183,16 @@ class RunFolder:
             network.role, network.image_size = role, settings.image_size
             network.record, network.smoothing = settings.training.get(role), settings.noise
         return networks, settings
+
+    def read_settings(self) -> WeightsSettings:
+        """What the weights say of themselves. Raises as `read_weights` does."""
+        return self._stated(read_metadata(self.weights))
+
+    def _stated(self, metadata: Mapping[str, str]) -> WeightsSettings:
+        # Other programs write none: then its fields are missing.
+        stated = parse_json(metadata.get(SETTINGS_KEY, "{}"), self.weights)
+        stated.pop("dsmooth", None)
+        return structured(stated, WeightsSettings, self.weights)
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -194,6 +203,7 @@ class RunFolder:
         image_size: (H, W). Raises ValueError if the model is not the one that the config describes,
         and for a folder with the log or a checkpoint of a run, which would be of other weights.
         """
+        config = settled(config)
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
         with lock_folder(self.path, "a training run"):

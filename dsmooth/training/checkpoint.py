@@ -1,4 +1,4 @@
-"""Checkpoints of a run, with a digest, and what a run that continues must have in common."""
+"""Checkpoints of a run, with the settings of the run and a digest."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..config import RunSettings, TrainConfig
-from ..fields import SettingError, difference
-from ..files import read_tensors, write_tensors
-from ..pretrained.runs import RunFolder
+from ..files import parse_json, read_tensors, write_tensors
+from ..pretrained.runs import SETTINGS_KEY, RunFolder, run_config
 from ..progress import LOG
-from ..work import is_common, once
+from ..work import once
 from .step import TrainState
 
 # Settings that may change when a run is resumed: how it is computed, and where its images lie,
@@ -31,6 +30,7 @@ class Checkpoint(NamedTuple):
     images_seen: int
     steps: int
     data: str  # digest of the images
+    config: TrainConfig | None  # None in those of earlier versions
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -44,6 +44,7 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "images_seen": str(state.images_seen),
         "steps": str(state.steps),
         "data": state.train_set.digest,
+        SETTINGS_KEY: json.dumps(asdict(state.config)),
     }
     metadata["sha256"] = digest(tensors, metadata)
     write_tensors(run.checkpoint, tensors, metadata, run.earlier_checkpoint)
@@ -78,7 +79,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if metadata.pop("sha256", None) != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it does not have the digest that it states")
     seen, steps = int(metadata["images_seen"]), int(metadata["steps"])
-    return Checkpoint(path, tensors, seen, steps, metadata["data"])
+    stated = metadata.get(SETTINGS_KEY)
+    config = None if stated is None else run_config(parse_json(stated, path), path)
+    return Checkpoint(path, tensors, seen, steps, metadata["data"], config)
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -90,33 +93,12 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha.hexdigest()
 
 
-def check_same_run(stored: TrainConfig, config: TrainConfig, folder: Path) -> None:
-    """Raise ValueError, naming the first setting that differs, for settings of another run."""
-    free = {name: getattr(config, name) for name in FREE}
-    if other := difference(asdict(replace(stored, **free)), asdict(config)):
-        words = f"{folder} holds another run: {other}; to begin a new one with its weights, set"
-        raise SettingError((), words, init=str(folder))
+def restore(run: RunFolder, state: TrainState, checkpoint: Checkpoint) -> None:
+    """Continue from a checkpoint that all processes have read; a damaged newer one is set aside.
 
-
-def restore(run: RunFolder, state: TrainState) -> None:
-    """Continue from the newest checkpoint of a run; all processes call this.
-
-    Raises ValueError for other images, and for a state of another network or optimiser.
+    Raises ValueError for the state of another network or optimiser.
     """
-    checkpoint = newest_checkpoint(run)
-    path, seen, images = checkpoint.path, checkpoint.images_seen, state.train_set
-    if checkpoint.data != images.digest:
-        raise SettingError(
-            (),
-            f"{path} was trained on other images than the {len(images):,} of {images.source}, or "
-            "in another order; to begin a new run with its weights, set",
-            init=str(run.path),
-        )
+    path, seen = checkpoint.path, checkpoint.images_seen
     state.restore(checkpoint.tensors, seen, checkpoint.steps, str(path))
-    if not is_common(seen):
-        raise ValueError(
-            f"the processes read different checkpoints, here at {seen:,} images: {run.path} must "
-            "be one folder that all of them see"
-        )
     if path != run.checkpoint:
-        once(set_aside, run.checkpoint)  # all have read it
+        once(set_aside, run.checkpoint)

@@ -13,27 +13,15 @@ from typing import Any
 
 import torch
 
-from ..config import OWN, TrainConfig
-from ..data import ImageDataset
-from ..data.own import split_own
-from ..machine import choose_device
+from ..config import TrainConfig
 from ..nn.weights import weights_digest
-from ..pretrained.runs import End, Interrupted, RunFolder, WeightsSettings
+from ..pretrained.runs import End, Interrupted, WeightsSettings
 from ..progress import lines_shown
-from ..work import once, own_folder, workers
-from .checkpoint import check_same_run, restore, save_checkpoint
+from ..work import once, workers
+from .checkpoint import Checkpoint, restore, save_checkpoint
 from .evaluation import evaluate, sample_grid
 from .log import Evaluation, OnEvaluation, RunLog
-from .settings import (
-    as_stored,
-    check_initial,
-    check_same,
-    fill_in,
-    find_initial,
-    images_for_minutes,
-    load_data,
-    stored_settings,
-)
+from .plan import Plan, resolve
 from .step import READ_STEPS, TrainState, total_images
 
 CHECKPOINT_SECONDS = 120.0  # between checkpoints
@@ -84,59 +72,36 @@ def train(
     Raises ValueError or FileNotFoundError if data, settings or folder are wrong; NonFiniteLoss,
     which names the step and the seed; ProcessLost if another process ended.
     """
-    if (labels if dataset is None else config.labels) is not None:
-        raise ValueError(
-            "labels= is for images given by dataset=, and config.labels for those of config.data"
-        )
-    started, run = time.monotonic(), RunFolder(folder or Path("runs") / config.role)
-    target = choose_device(device)
-    if target.type == "cuda":
-        torch.cuda.set_device(target)
-    if dataset is not None:
-        config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with (
         workers(threads),
         torch.inference_mode(False),  # a notebook may have turned gradients off
         torch.enable_grad(),
         lines_shown() if progress else contextlib.nullcontext(),
+        resolve(config, folder, dataset, labels, resume, device) as plan,
+        catch_signals() as stop,
     ):
-        if (stored := stored_settings(run, config, resume)) is not None:
-            config = as_stored(config, stored)
-        with own_folder(run.path, "another training run"):
-            data = load_data(config) if dataset is None else split_own(dataset, labels)
-            check_same(run, stored, *data)
-            config = fill_in(config, *data, target)
-            if stored is not None:
-                check_same_run(stored, config, run.path)
-                state = TrainState(config, data[0], target)
-                restore(run, state)
-            else:
-                initial = None
-                if config.init is not None:
-                    initial = find_initial(config.init, config.role).networks[config.role]
-                    check_initial(config.model, initial.config, config.init)
-                if config.images is None:
-                    images, evaluations = images_for_minutes(config, *data, target, started)
-                    config = replace(config, images=images, evaluations=evaluations)
-                state = TrainState(config, data[0], target, initial)
-                once(save_checkpoint, run, state)  # from now on it can be resumed
-            once(run.write_config, config, data[1].image_size)
-            with (
-                catch_signals() as stop,
-                RunLog(run, state, data[1], on_evaluation, progress) as log,
-            ):
-                return run_loop(state, data[1], run, log, stop)
+        state = begin(plan)
+        with RunLog(plan.run, state, plan.test_set, on_evaluation, progress) as log:
+            return run_loop(state, plan, log, stop)
+
+
+def begin(plan: Plan) -> TrainState:
+    """The state that a run begins or continues with. From now on it can be resumed."""
+    initial = None if isinstance(plan.start, Checkpoint) else plan.start
+    state = TrainState(plan.config, plan.train_set, plan.device, initial)
+    if isinstance(plan.start, Checkpoint):
+        restore(plan.run, state, plan.start)
+    else:
+        once(save_checkpoint, plan.run, state)
+    once(plan.run.write_config, plan.config, plan.test_set.image_size)
+    return state
 
 
 def run_loop(
-    state: TrainState,
-    test_set: ImageDataset,
-    run: RunFolder,
-    log: RunLog,
-    stop: Callable[[], int | None],
+    state: TrainState, plan: Plan, log: RunLog, stop: Callable[[], int | None]
 ) -> TrainResult:
     """Train, evaluate and save until the end or a signal; all processes in lockstep."""
-    evaluations, bits, interrupted = evaluations_due(state), None, 0
+    run, evaluations, bits, interrupted = plan.run, evaluations_due(state), None, 0
     saved = last_read = time.monotonic()
     while state.images_seen < total_images(state.config):
         state.step()
@@ -154,7 +119,7 @@ def run_loop(
         last_read = now
         log.steps(state.results())
         if due > evaluations:
-            bits = _evaluate(state, test_set, run, log)
+            bits = _evaluate(state, plan, log)
         elif interrupted or save:
             once(save_checkpoint, run, state)
         evaluations, saved = due, now if save else saved
@@ -165,7 +130,7 @@ def run_loop(
     else:
         # If nothing was left to train, the saved weights may be of an earlier step, or be missing.
         if not once(run.is_evaluated, state.images_seen):
-            bits = _evaluate(state, test_set, run, log)
+            bits = _evaluate(state, plan, log)
         log.write(End)
         log.say(f"wrote {run.weights}")
     state.group.gather(None)  # the other processes wait until all is written
@@ -178,10 +143,14 @@ def evaluations_due(state: TrainState) -> int:
     return sum(length * (i + 1) // n <= state.images_seen for i in range(n))
 
 
-def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
-    """Bits/dim on the held-out images; the run, the averaged weights and a grid are saved."""
+def _evaluate(state: TrainState, plan: Plan, log: RunLog) -> float:
+    """Bits/dim on the held-out images; the averaged weights, a grid and the run are saved.
+
+    The run is saved last: one that is killed before that makes the evaluation again.
+    """
+    state.check_finite()
+    run, test_set = plan.run, plan.test_set
     bits, components = evaluate(state, test_set)
-    once(save_checkpoint, run, state)
     settings = WeightsSettings.of_run(
         state.config,
         test_set.image_size,
@@ -195,6 +164,7 @@ def _evaluate(state: TrainState, test_set: ImageDataset, run: RunFolder, log: Ru
     once(run.write_weights, {state.config.role: state.averaged}, settings)
     samples = sample_grid(state, test_set)
     log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged), components)
+    once(save_checkpoint, run, state)
     return bits
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.batches import ImagesOnDevice, drop_labels, flips, send
-from ..distributed import Group, group
+from ..distributed import group
 from ..fields import SettingError
 from ..functional.device_words import device_words
 from ..machine import autocast, torch_seed
@@ -121,14 +121,16 @@ def dropout_seed(seed: int, position: Tensor) -> Tensor:
     return words[0, 0, 0] | words[0, 0, 1] << 32
 
 
-def share_of_batch(config: TrainConfig, processes: Group) -> tuple[int, int]:
-    """The share of a batch that this process computes: its first image, and how many images."""
-    size = processes.size
+def check_step(config: TrainConfig, device: torch.device) -> None:
+    """Raise SettingError for a batch that the processes cannot share, and for graph="on" without
+    CUDA."""
+    size = group().size
     if config.batch_size % (unit := size * config.accumulate):
         words = f"must be a multiple of {unit}, for {size} processes in {config.accumulate} parts"
         raise SettingError("batch_size", f"{words} each, got {config.batch_size}")
-    count = config.batch_size // size
-    return processes.rank * count, count
+    if config.graph == "on" and device.type != "cuda":
+        words = f"cannot be on: it needs a CUDA device, and this run computes on {device.type}"
+        raise SettingError("graph", f"{words}; use auto or off")
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
@@ -142,14 +144,6 @@ def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
         else weights[key]
         for key, value in model.state_dict().items()
     }
-
-
-def uses_graph(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the steps of a run are replayed. Raises ValueError for graph="on" without CUDA."""
-    if config.graph == "on" and device.type != "cuda":
-        words = f"cannot be on: it needs a CUDA device, and this run computes on {device.type}"
-        raise SettingError("graph", f"{words}; use auto or off")
-    return config.graph != "off" and device.type == "cuda"
 
 
 class ReplayedStep:
@@ -199,7 +193,9 @@ class TrainState:
         self.images_seen = self.steps = self.steps_read = 0
         self.autocast = autocast(device, config.precision)
         self.group = group().on(device)
-        self.first_image, self.share = share_of_batch(config, self.group)
+        # The part of a batch that this process computes: how many images, and the first of them.
+        self.share = config.batch_size // self.group.size
+        self.first_image = self.group.rank * self.share
         labels = train_set.labels_for(config.model.classes)
         self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # What a step takes from the host. place: images seen, and the step's row in `rows`. rates:
@@ -209,7 +205,7 @@ class TrainState:
         # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
         self.rows = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
         self._take_step: Callable[[], None] = self._update
-        if uses_graph(config, device):
+        if config.graph != "off" and device.type == "cuda":
             self._take_step = ReplayedStep(self._update, device)
 
         with torch_seed(config.seed):

@@ -15,7 +15,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, ImageDataset, folder, load_dataset, load_splits
 from dsmooth.data.order import held_out
 from dsmooth.progress import lines_shown
-from dsmooth.training.settings import load_data
+from dsmooth.training.plan import load_data
 from tests.helpers.data_makers import random_bytes, refuses, write_images
 
 DRAFT = JpegImageFile.draft

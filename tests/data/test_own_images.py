@@ -16,7 +16,7 @@ import dsmooth
 from dsmooth.config import OWN
 from dsmooth.data import own_images, to_float
 from dsmooth.data.own import split_own
-from dsmooth.training.settings import fill_in
+from dsmooth.training.plan import fill_in
 from tests.helpers.data_makers import random_bytes, refuses
 from tests.helpers.tiny_runs import tiny
 

@@ -17,16 +17,25 @@ import torch
 
 import dsmooth
 from dsmooth import files
+from dsmooth.distributed import Group
 from dsmooth.files import (
     check_writable,
     lock_folder,
+    read_json,
     read_tensors,
     write_atomically,
+    write_json,
     write_tensors,
 )
-from dsmooth.pretrained.runs import RunFolder, Start
-from dsmooth.training import NonFiniteLoss, loop, settings, train
-from dsmooth.training.checkpoint import digest, read_checkpoint, restore, save_checkpoint
+from dsmooth.pretrained.runs import HeldOut, RunFolder, Start
+from dsmooth.training import NonFiniteLoss, loop, plan, train
+from dsmooth.training.checkpoint import (
+    digest,
+    newest_checkpoint,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from dsmooth.training.step import TrainState
 from dsmooth.work import own_folder
 from tests.helpers.data_makers import refuses
@@ -124,6 +133,36 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path: Path) -> None:
     refuses(words, train, config, tmp_path, dataset=255 - images, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", 0.3), ("seed", 1), ("learning_rate", 0.1), ("batch_size", 4), ("flip", True)]
+    + [("ema", 0.5), ("smoothing", "laplace"), ("model", {"dropout": 0.1}), ("images", 64)],
+)
+def test_a_run_continues_with_the_settings_of_its_checkpoint(run, name, value) -> None:
+    """Edited ones are refused, by the command's default too: those of the file."""
+    stored = read_json(run.config)
+    edited = {**stored[name], **value} if isinstance(value, dict) else value
+    write_json(run.config, {**stored, name: edited})
+    before = contents(run.path)
+    config, _ = run.read_config()
+    refuses(rf"run holds another run: its {name}.* is ", train, config, run.path, resume=True)
+    assert contents(run.path) == before
+    train(CONFIG, run.path, resume=True)  # mended by what began it
+    assert read_json(run.config) == stored
+
+
+def test_a_run_of_earlier_versions_continues(run: RunFolder, finished: RunFolder) -> None:
+    """Their checkpoints do not have the settings: the file has them."""
+    for path in (run.checkpoint, run.earlier_checkpoint):
+        tensors, metadata = read_tensors(path)
+        stated = {key: metadata[key] for key in ("images_seen", "steps", "data")}
+        write_tensors(path, tensors, stated | {"sha256": digest(tensors, stated)})
+    run.checkpoint.unlink()
+    refuses("its seed is 0, not 1", train, replace(CONFIG, seed=1), run.path, resume=True)
+    train(CONFIG, run.path, resume=True)
+    assert_same_end(run.path, finished.path)
+
+
 @pytest.mark.parametrize("name", [".lock", "log.jsonl"])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, kind: str) -> None:
@@ -205,21 +244,20 @@ def test_half_written_files_are_removed_only_of_dead_writers(tmp_path, monkeypat
 
 
 def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
-    data, _ = settings.load_data(CONFIG)
-    state = TrainState(CONFIG, data, torch.device("cpu"))
-    restore(run, state)
+    with plan.resolve(CONFIG, run.path, None, None, True, "cpu") as resumed:
+        state = loop.begin(resumed)
     before = contents(run.path)
     state.averaged.head.bias.data[0] = torch.nan
     words = r"ema\.head\.bias is not finite after step 4 .* seed 0"
     refuses(words, save_checkpoint, run, state, error=NonFiniteLoss)
-    refuses(words, loop._evaluate, state, data, run, None, error=NonFiniteLoss)
+    refuses(words, loop._evaluate, state, resumed, None, error=NonFiniteLoss)
     assert before == contents(run.path)
 
 
 def test_a_checkpoint_that_cannot_be_written_replaces_nothing(run, monkeypatch) -> None:
     """The newest whole one keeps its name, and hands it on when another is whole."""
-    state = TrainState(CONFIG, settings.load_data(CONFIG)[0], torch.device("cpu"))
-    restore(run, state)
+    state = TrainState(CONFIG, plan.load_data(CONFIG)[0], torch.device("cpu"))
+    restore(run, state, newest_checkpoint(run))
     before = contents(run.path)
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
@@ -269,20 +307,16 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     assert not RunFolder(tmp_path / "run").config.exists()
 
 
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        ("settings", "read different images, here 5,000 and 1,000 of embedded"),
-        ("checkpoint", "read different checkpoints, here at 32 images: .* must be one folder"),
-    ],
-)
-def test_processes_that_do_not_read_the_same_end(run, monkeypatch, module, message) -> None:
-    def is_common(value: Any) -> bool:  # of images only those held out differ
-        facts = value if isinstance(value, tuple) else (None, None, value)
-        return facts == (*facts[:2], *("other" for _ in facts[2:]))
+@pytest.mark.parametrize("other", range(3))
+def test_processes_that_do_not_read_the_same_end(run, monkeypatch, other: int) -> None:
+    """The same checkpoint, training images and held-out images."""
 
-    monkeypatch.setattr(f"dsmooth.training.{module}.is_common", is_common)
-    refuses(message, train, CONFIG, run.path, resume=True)
+    def gather(_: Group, value: Any) -> list[Any]:
+        return [value, (*value[:other], "other", *value[other + 1 :])]
+
+    monkeypatch.setattr(Group, "gather", gather)
+    words = "here 5,000 and 1,000 of embedded.*, or different checkpoints, here .* at 32 images: "
+    refuses(words, train, CONFIG, run.path, resume=True)
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.full)])
@@ -296,5 +330,8 @@ def test_a_run_survives_being_killed_anywhere(finished, tmp_path, every: int) ->
         train(CONFIG, run.path, resume=True)
         assert_same_end(run.path, finished.path)
         assert run.is_finished()
-        left = {file.name for file in run.path.iterdir()}
-        assert left <= {file.name for file in finished.path.iterdir()}
+        seen = [entry.images for entry in run.history() if isinstance(entry, HeldOut)]
+        assert seen == [16, 32]
+        left, whole = ({file.name for file in r.path.iterdir()} for r in (run, finished))
+        assert left <= whole
+        assert whole - left <= {run.earlier_checkpoint.name}  # all pictures are there

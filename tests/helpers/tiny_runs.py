@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset, load_splits
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.training import Evaluation, settings, train
+from dsmooth.training import Evaluation, plan, train
 from tests.helpers.networks import numbered
 
 ROLES = ("noisy", "denoiser", "plain")
@@ -75,4 +75,4 @@ def use_small_runs(patch: pytest.MonkeyPatch) -> None:
     def load(*args: object, **options: object) -> list[ImageDataset]:
         return [middle(data) for data in load_splits(*args, **options)]
 
-    patch.setattr(settings, "load_splits", load)
+    patch.setattr(plan, "load_splits", load)

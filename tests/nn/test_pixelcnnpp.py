@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth._extension import warn_once
-from dsmooth.config import TrainConfig
+from dsmooth.config import TrainConfig, settled
 from dsmooth.files import structured
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale, fourier_features
@@ -304,7 +304,7 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 
 def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
     model = dsmooth.ModelConfig(likelihood="gaussian")
-    config = TrainConfig(model=model, scale=0.3, images=8)
+    config = settled(TrainConfig(model=model, scale=0.3, images=8))
     assert config.model.smoothing_scale == 0.3
     assert structured(json.loads(json.dumps(asdict(config))), TrainConfig, "") == config
     refuses("must be one of continuous, got .gau", replace, config, smoothing="laplace")

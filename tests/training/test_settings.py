@@ -25,10 +25,10 @@ from dsmooth.fields import check_one_of
 from dsmooth.files import structured
 from dsmooth.presets import FINE_TUNING, PRESETS, preset, with_settings
 from dsmooth.pretrained.runs import HeldOut, RunFolder
-from dsmooth.training import Evaluation, loop, settings, train
-from dsmooth.training.checkpoint import check_same_run
+from dsmooth.training import Evaluation, loop, plan, train
+from dsmooth.training.checkpoint import Checkpoint
 from dsmooth.training.evaluation import evaluate
-from dsmooth.training.settings import as_stored, fill_in
+from dsmooth.training.plan import as_stored, check_continues, fill_in
 from dsmooth.training.step import StepResult, TrainState, scheduled
 from tests.helpers.command_runs import settings_of
 from tests.helpers.data_makers import random_dataset, refuses
@@ -86,6 +86,15 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
     assert with_settings(preset("mnist", "denoiser"), dict([setting_of_text(text)]))
 
 
+def continued(asked: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    """The settings with which a run continues that another call asks for."""
+    data = random_dataset(12)
+    config = fill_in(as_stored(asked, stored), data, data, CPU)
+    checkpoint = Checkpoint(Path("run/checkpoint"), {}, 8, 1, data.digest, None)
+    check_continues(RunFolder("run"), stored, checkpoint, config, data)
+    return config
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -100,14 +109,12 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
 )
 def test_another_run_is_not_continued(change: dict[str, object], message: str) -> None:
     """The first setting that differs is named, with both values."""
-    stored, data = tiny(budget=2.0), random_dataset(12)
-    config = fill_in(as_stored(replace(stored, **change), stored), data, data, CPU)
-    refuses(f"^run holds another run: {message}", check_same_run, stored, config, Path("run"))
+    stored = tiny(budget=2.0)
+    refuses(f"^run holds another run: {message}", continued, replace(stored, **change), stored)
 
 
 @pytest.mark.quick
 def test_what_is_left_open_is_the_runs_own() -> None:
-    data = random_dataset(12)
     stored = tiny("plain", budget=2.0, evaluations=5)
     for change in (
         {"images": None, "evaluations": 8},
@@ -115,11 +122,9 @@ def test_what_is_left_open_is_the_runs_own() -> None:
         {"precision": "auto"},
         {"evaluations": 3, "graph": "off", "data_dir": "elsewhere"},
     ):
-        config = fill_in(as_stored(replace(stored, **change), stored), data, data, CPU)
-        check_same_run(stored, config, Path("run"))
+        config = continued(replace(stored, **change), stored)
         assert config.evaluations == min(5, change.get("evaluations", 5))
-    moved = tiny("plain", n_classes=2, labels="a.npz")
-    check_same_run(moved, replace(moved, labels="b.npz"), Path("run"))
+    assert continued(replace(stored, labels="b.npz"), replace(stored, labels="a.npz"))
 
 
 def test_colours_have_no_atoms_and_features_of_bytes() -> None:
@@ -158,10 +163,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     patch(time, "monotonic", lambda: clock.now)
     patch(TrainState, "__init__", clock.after(0.3, TrainState.__init__))
-    for module in (loop, settings):
+    for module in (loop, plan):
         patch(module, "evaluate", clock.after(0.7, lambda *_: (1.0, 1.0)))
         patch(module, "sample_grid", grid)
-    patch(loop, "load_data", clock.after(3.0, loop.load_data))
+    patch(plan, "load_data", clock.after(3.0, plan.load_data))
     return clock
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
-from dsmooth.config import Classes, ModelConfig, TrainConfig
+from dsmooth.config import Classes, ModelConfig, TrainConfig, settled
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.philox import Stream, image_words
@@ -25,7 +25,7 @@ from dsmooth.pretrained.runs import End, HeldOut, RunFolder, Start, Step
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
 from dsmooth.training.log import run_header
-from dsmooth.training.settings import check_initial, find_initial
+from dsmooth.training.plan import initial_network
 from dsmooth.training.step import TrainState, make_inputs, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.data_makers import random_bytes, random_dataset, refuses, write_images
@@ -45,7 +45,7 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, role, optimizer) -> None
     assert (result.images_seen, result.interrupted) == (40, None)
     classes = Classes(tuple("0123456789"), (0.1,) * 10) if n_classes else None  # of the data
     named = replace(config, model=replace(config.model, classes=classes))
-    assert whole.read_config() == (named, (8, 8))
+    assert whole.read_config() == (settled(named), (8, 8))
     weights, checkpoint = load_file(whole.weights), load_file(whole.checkpoint)
     assert weights.keys() == dsmooth.PixelCNNpp(config.model).state_dict().keys()
     assert all(torch.equal(value, checkpoint[f"ema.{key}"]) for key, value in weights.items())
@@ -257,7 +257,7 @@ def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     for role, place in itertools.product(("noisy", "denoiser"), ("run", "pair", "runs")):
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
         config = replace(tiny(role, seed=9), init=str(source))
-        initial = find_initial(str(source), role).networks[role]
+        initial = initial_network(config)
         state = TrainState(config, load_dataset("mnist", "train"), torch.device("cpu"), initial)
         expected, _ = read_tensors(RunFolder(tmp_path / role).weights)
         for network in (state.model, state.averaged):
@@ -314,14 +314,17 @@ def test_the_same_command_resumes_a_run_with_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.quick
-def test_settings_that_the_network_does_not_use_fit_whatever_they_are() -> None:
-    noisy = tiny()
-    other = replace(noisy, model=replace(noisy.model, context_layers=9, smoothing_scale=0.7))
-    check_initial(noisy.model, other.model, "other")
-    denoiser = tiny("denoiser")
-    more = replace(denoiser, model=replace(denoiser.model, context_layers=9))
-    with pytest.raises(ValueError, match="has context_layers 9, not 1: set `context_layers=9`"):
-        check_initial(denoiser.model, more.model, "more")
+def test_settings_that_the_network_does_not_use_fit_whatever_they_are(tmp_path: Path) -> None:
+    for role in ("noisy", "denoiser"):
+        config = tiny(role)
+        other = replace(config, model=replace(config.model, context_layers=9, dropout=0.7))
+        folder = tmp_path / role
+        RunFolder(folder).write_model(dsmooth.PixelCNNpp(other.model), other, (8, 8))
+        begun = replace(config, init=str(folder))
+        if role == "noisy":
+            assert initial_network(begun) is not None
+        else:
+            refuses("has context_layers 9, not 1: set `context_layers=9`", initial_network, begun)
 
 
 @pytest.mark.parametrize(("share", "number"), [(0.5, 2.0), (1 - 1e-9, 1.0)])

@@ -17,10 +17,10 @@ from dsmooth.config import TrainConfig
 from dsmooth.distributed import Group
 from dsmooth.machine import choose_device
 from dsmooth.pretrained.runs import Interrupted, RunFolder, Start
-from dsmooth.training import loop, settings, train
+from dsmooth.training import loop, plan, step, train
 from dsmooth.training.checkpoint import read_checkpoint
-from dsmooth.training.step import share_of_batch, uses_graph
-from tests.helpers.data_makers import refuses
+from dsmooth.training.step import TrainState
+from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
@@ -86,12 +86,16 @@ def test_the_same_steps_for_any_number_of_ranks_and_parts(configs, tmp_path: Pat
 
 
 @pytest.mark.quick
-def test_a_batch_that_does_not_divide_is_named() -> None:
-    last, in_parts = Group(2, 3), tiny(batch_size=4, accumulate=2)
-    assert share_of_batch(tiny(batch_size=12), last) == (8, 4)
-    refuses(r"must be a multiple of 3, .* got 8", share_of_batch, tiny(batch_size=8), last)
-    refuses(r"must be a multiple of 6, .* got 4", share_of_batch, in_parts, last)
-    assert uses_graph(tiny(graph="on"), torch.device("cuda:0"))  # NCCL's all_reduce is recorded
+def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "group", lambda: Group(2, 3))
+    monkeypatch.setattr(Group, "first", lambda _, compute: compute())
+    state = TrainState(tiny(batch_size=12), random_dataset(12), torch.device("cpu"))
+    assert (state.first_image, state.share) == (8, 4)
+    for config, words in (
+        (tiny(batch_size=8), "must be a multiple of 3, .* got 8"),
+        (tiny(batch_size=4, accumulate=2), "must be a multiple of 6, .* got 4"),
+    ):
+        refuses(words, step.check_step, config, torch.device("cpu"))
 
 
 # Before the command: rank 1 is killed in its fourth step.
@@ -174,8 +178,8 @@ def test_one_process_downloads(monkeypatch: pytest.MonkeyPatch, rank: int) -> No
     done: list[tuple[object, ...]] = []
     monkeypatch.setattr("dsmooth.work.group", lambda: Group(rank, 2))
     monkeypatch.setattr(Group, "gather", lambda _, value: done.append(("all",)) or [value])
-    monkeypatch.setattr(settings, "load_splits", lambda *place: done.append(place[2:]) or "ab")
-    settings.load_data(TrainConfig(download=True))
+    monkeypatch.setattr(plan, "load_splits", lambda *place: done.append(place[2:]) or "ab")
+    plan.load_data(TrainConfig(download=True))
     first = [(None, True, None)] if rank == 0 else []
     assert done == [*first, ("all",), (None, False, None)]
 

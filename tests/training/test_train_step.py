@@ -27,8 +27,8 @@ from dsmooth.functional.device_words import device_words
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.philox import Stream, image_words
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.training import NonFiniteLoss, loop, settings, step, train
-from dsmooth.training.checkpoint import read_checkpoint, restore
+from dsmooth.training import NonFiniteLoss, loop, plan, step, train
+from dsmooth.training.checkpoint import newest_checkpoint, read_checkpoint, restore
 from dsmooth.training.optimizers import (
     MOMENTUM,
     FlatMuon,
@@ -169,18 +169,17 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(tmp_path, 
     config, run = tiny(images=8 * 2 * READ_STEPS, seed=7, learning_rate=1e38), RunFolder(tmp_path)
     with pytest.raises(NonFiniteLoss, match=r"loss is .* at step 1 \(8 images\) with seed 7"):
         train(config, run.path)
-    kept = TrainState(config, settings.load_data(config)[0], CPU)
-    restore(run, kept)
+    kept = TrainState(config, plan.load_data(config)[0], CPU)
+    restore(run, kept, newest_checkpoint(run))
     kept.check_finite()
     assert not run.weights.exists()
 
 
 def test_a_graph_that_must_be_and_cannot_says_why() -> None:
     words = "needs a CUDA device, and this run computes on cpu"
-    refuses(words, TrainState, tiny(graph="on"), random_dataset(12), CPU)
-    assert not step.uses_graph(tiny(), CPU)
-    assert step.uses_graph(tiny(), CUDA)
-    assert not step.uses_graph(tiny(graph="off"), CUDA)
+    refuses(words, step.check_step, tiny(graph="on"), CPU)
+    step.check_step(tiny(graph="on"), CUDA)
+    step.check_step(tiny(), CPU)
 
 
 def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +230,7 @@ def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch, processor, sets, fas
     monkeypatch.setattr(machine, "cpu_name", lambda: processor)
     monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
     data = random_dataset(12)
-    config = settings.fill_in(tiny(precision="auto"), data, data, CPU)
+    config = plan.fill_in(tiny(precision="auto"), data, data, CPU)
     assert config.precision == ("bfloat16" if fast else "float32")
 
 
