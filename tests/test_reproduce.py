@@ -26,7 +26,8 @@ from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
 from dsmooth.files import read_json, write_json
-from dsmooth.pretrained.runs import RunFolder, Start, Step, entry_line
+from dsmooth.pretrained.log import Start, Step, entry_line
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.report.contents import Report
 from dsmooth.report.reproduce import TEST_IMAGES, ReproduceSettings, Stages, choose_evenly
 from dsmooth.results import FLOOR

@@ -40,7 +40,8 @@ from dsmooth.evaluate.probe import (
 from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import find
-from dsmooth.pretrained.runs import RunFolder, Step, WeightsSettings, entry_line
+from dsmooth.pretrained.log import Step, entry_line
+from dsmooth.pretrained.runs import RunFolder, WeightsSettings
 from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
 from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, grid, settings_table

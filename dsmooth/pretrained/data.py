@@ -10,7 +10,8 @@ from ..config import RESIZED
 from ..data import ImageDataset, load_dataset
 from ..fields import SettingError
 from .load import Loaded
-from .runs import RunFolder, Start
+from .log import Start
+from .runs import RunFolder
 
 
 def data_of(

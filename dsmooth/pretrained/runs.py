@@ -1,18 +1,15 @@
-"""The folder of a training run: its settings, its log, and its weights with their settings.
+"""The folder of a training run: its settings, and its weights with what they say of themselves.
 
-What `dsmooth.save` writes is such a folder without the first two.
+What `dsmooth.save` writes is such a folder without the settings.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from torch import nn
 
 from .._extension import __version__
@@ -40,57 +37,7 @@ from ..files import (
 from ..nn import PixelCNNpp
 from ..nn.weights import load_network, weights_digest
 from ..smoothing import SMOOTHINGS, Smoothing
-
-
-class LogEntry(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower, omit_defaults=True):
-    """An event after `images` training images, `seconds` after the call that trains began."""
-
-    images: int
-    seconds: float
-
-
-class Start(LogEntry, frozen=True):
-    """A call begins. total: images of the whole run; loss: its meaning.
-
-    held_out_sha256: digest of the held-out images without labels, None in older logs.
-    """
-
-    total: int
-    loss: str
-    held_out_sha256: str | None = None
-
-
-class Step(LogEntry, frozen=True):
-    """Updates since the last such entry: mean loss; norm and rate of the last one; speed."""
-
-    bits_per_dim: float
-    images_per_second: float
-    gradient_norm: float | None = None
-    learning_rate: float | None = None
-
-
-class HeldOut(LogEntry, frozen=True, tag="evaluation"):
-    """An evaluation of held-out images. components: their effective number in a pixel's mixture."""
-
-    bits_per_dim: float
-    components: float | None = None
-
-
-class Interrupted(LogEntry, frozen=True):
-    """A signal stopped the run."""
-
-
-class End(LogEntry, frozen=True):
-    """The run has finished."""
-
-
-AnyEntry = Start | Step | HeldOut | Interrupted | End
-
-
-def entry_line(entry: LogEntry) -> str:
-    """An entry as a line."""
-    return json.dumps(msgspec.to_builtins(entry)) + "\n"
-
+from .log import End, HeldOut, LogEntry, history, read_log, seconds_of
 
 SIZE = "height_and_width"  # in the settings of a run
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -228,30 +175,16 @@ class RunFolder:
         return config, structured(values.get(SIZE), tuple[int, int], f"{self.config}: {SIZE}")
 
     def read_log(self) -> list[LogEntry]:
-        """The entries of the log, in order, without lines that were cut by a crash or damaged."""
-        entries: list[LogEntry] = []
-        for line in self.log.read_bytes().splitlines() if self.log.is_file() else ():
-            with suppress(ValueError, RecursionError):
-                entries.append(msgspec.convert(json.loads(line), AnyEntry))
-        return entries
+        """The entries of the log; see `pretrained.log`."""
+        return read_log(self.log)
 
     def history(self) -> list[LogEntry]:
-        """The log without steps that a later start took back (those after the last checkpoint)."""
-        kept: list[LogEntry] = []
-        for entry in self.read_log():
-            if isinstance(entry, Start):
-                kept = [earlier for earlier in kept if earlier.images <= entry.images]
-            kept.append(entry)
-        return kept
+        """The entries of the log that no later start took back."""
+        return history(self.read_log())
 
     def seconds(self) -> float | None:
         """Seconds of training by the log; None without one."""
-        total = last = 0.0
-        for entry in self.history():
-            if isinstance(entry, Start):  # each counts its seconds from 0
-                total, last = total + last, 0.0
-            last = max(last, entry.seconds)
-        return round(total + last, 1) if self.log.is_file() else None
+        return seconds_of(self.history()) if self.log.is_file() else None
 
 
 def run_config(values: Mapping[str, object], path: Path) -> TrainConfig:

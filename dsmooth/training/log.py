@@ -18,7 +18,8 @@ from ..data import ImageDataset
 from ..data.pictures import save_grid
 from ..files import open_to_append
 from ..nn import PixelCNNpp
-from ..pretrained.runs import HeldOut, LogEntry, RunFolder, Start, Step, entry_line
+from ..pretrained.log import HeldOut, LogEntry, Start, Step, entry_line
+from ..pretrained.runs import RunFolder
 from ..progress import LINE_SECONDS, LOG, Bar, progress_bar
 from ..text import significant
 from .step import StepResult, TrainState, total_images

@@ -15,7 +15,8 @@ import torch
 
 from ..config import TrainConfig
 from ..nn.weights import weights_digest
-from ..pretrained.runs import End, Interrupted, WeightsSettings
+from ..pretrained.log import End, Interrupted
+from ..pretrained.runs import WeightsSettings
 from ..progress import lines_shown
 from ..work import once, workers
 from .checkpoint import Checkpoint, restore, save_checkpoint

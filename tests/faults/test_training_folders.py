@@ -27,7 +27,8 @@ from dsmooth.files import (
     write_json,
     write_tensors,
 )
-from dsmooth.pretrained.runs import HeldOut, RunFolder, Start
+from dsmooth.pretrained.log import HeldOut, Start
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import NonFiniteLoss, loop, plan, train
 from dsmooth.training.checkpoint import (
     digest,
@@ -133,14 +134,14 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path: Path) -> None:
     refuses(words, train, config, tmp_path, dataset=255 - images, resume=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("scale", 0.3), ("seed", 1), ("learning_rate", 0.1), ("batch_size", 4), ("flip", True)]
-    + [("ema", 0.5), ("smoothing", "laplace"), ("model", {"dropout": 0.1}), ("images", 64)],
-)
-def test_a_run_continues_with_the_settings_of_its_checkpoint(run, name, value) -> None:
+EDITS = {"scale": 0.3, "seed": 1, "learning_rate": 0.1, "batch_size": 4, "flip": True, "ema": 0.5}
+EDITS |= {"smoothing": "laplace", "model": {"dropout": 0.1}, "images": 64}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_run_continues_with_the_settings_of_its_checkpoint(run: RunFolder, name: str) -> None:
     """Edited ones are refused, by the command's default too: those of the file."""
-    stored = read_json(run.config)
+    stored, value = read_json(run.config), EDITS[name]
     edited = {**stored[name], **value} if isinstance(value, dict) else value
     write_json(run.config, {**stored, name: edited})
     before = contents(run.path)

@@ -24,7 +24,8 @@ from dsmooth.config import OWN, Role, TrainConfig
 from dsmooth.fields import check_one_of
 from dsmooth.files import structured
 from dsmooth.presets import FINE_TUNING, PRESETS, preset, with_settings
-from dsmooth.pretrained.runs import HeldOut, RunFolder
+from dsmooth.pretrained.log import HeldOut
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import Evaluation, loop, plan, train
 from dsmooth.training.checkpoint import Checkpoint
 from dsmooth.training.evaluation import evaluate

@@ -21,7 +21,8 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.philox import Stream, image_words
 from dsmooth.presets import preset
-from dsmooth.pretrained.runs import End, HeldOut, RunFolder, Start, Step
+from dsmooth.pretrained.log import End, HeldOut, Start, Step
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import Evaluation, loop, tensorboard, train
 from dsmooth.training.evaluation import EVALUATION_REPEAT, evaluate
 from dsmooth.training.log import run_header

@@ -16,7 +16,8 @@ import torch
 from dsmooth.config import TrainConfig
 from dsmooth.distributed import Group
 from dsmooth.machine import choose_device
-from dsmooth.pretrained.runs import Interrupted, RunFolder, Start
+from dsmooth.pretrained.log import Interrupted, Start
+from dsmooth.pretrained.runs import RunFolder
 from dsmooth.training import loop, plan, step, train
 from dsmooth.training.checkpoint import read_checkpoint
 from dsmooth.training.step import TrainState
