@@ -26,6 +26,7 @@ from .text import escape_control
 
 T = TypeVar("T")
 PARTIAL = ".partial"
+LETTERS = 59  # of a file's name in that of its half: a name has 255 bytes, a letter up to 4
 Json = dict[str, Any]  # an object of a JSON file
 
 
@@ -36,28 +37,33 @@ def write_atomically(path: str | Path, data: bytes, earlier: Path | None = None)
     """
     path = Path(path)
     # The name is unique, in case another process writes the same file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
+    temporary = path.with_name(f".{path.name[:LETTERS]}.{secrets.token_hex(4)}{PARTIAL}")
+    with naming(path), ExitStack() as stack:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            with suppress(OSError):  # network file systems without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # held until the end, checked by `lock_folder`
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            if earlier is not None and path.exists():
-                earlier.unlink(missing_ok=True)
-                try:
-                    os.link(path, earlier)
-                except OSError:  # a file system without links
-                    os.replace(path, earlier)
-            os.replace(temporary, path)
-    except BaseException as error:  # also after Ctrl-C no partial file remains
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
+        file = stack.enter_context(open(temporary, "xb"))
+        # Also after Ctrl-C no partial file remains.
+        stack.callback(temporary.unlink, missing_ok=True)
+        with suppress(OSError):  # network file systems without locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # held until the end, checked by `_remove_dead`
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if earlier is not None and path.exists():
+            earlier.unlink(missing_ok=True)
+            try:
+                os.link(path, earlier)
+            except OSError:  # a file system without links
+                os.replace(path, earlier)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system inside name this file only."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def open_to_append(path: Path) -> TextIO:
@@ -68,9 +74,11 @@ def open_to_append(path: Path) -> TextIO:
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if it is missing."""
+    """Keep other processes out of a folder, which is made if it is missing, and stays if used."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
         file = stack.enter_context(open_to_append(folder / ".lock"))
         # Also the folder, as that file may be removed. Network file systems lock only files.
         descriptor = os.open(folder, os.O_RDONLY)
@@ -86,6 +94,13 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         stack.callback((folder / ".lock").unlink, missing_ok=True)
         yield
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the inner ones first, up to one that is in use."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def remove_half_written(folder: Path) -> None:
@@ -111,15 +126,19 @@ def check_writable(path: Path) -> None:
 
     A half-written one that a dead writer left is removed.
     """
-    above = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
-    if path.exists() and path.is_dir() == bool(suffix_of(path)):
-        wanted, got = ("a file", "a folder") if suffix_of(path) else ("a folder", "a file")
-        raise ValueError(f"{path} must be {wanted} to write, and is {got}")
+    place, is_folder = path.absolute(), not suffix_of(path)
     try:
-        tempfile.TemporaryFile(dir=above).close()
+        with suppress(FileNotFoundError):  # others are of a path that no file can have
+            path.stat()
+        if path.exists() and path.is_dir() != is_folder:
+            wanted, got = ("a folder", "a file") if is_folder else ("a file", "a folder")
+            raise ValueError(f"{path} must be {wanted} to write, and is {got}")
+        while not place.is_dir():
+            place = place.parent
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {above}: {error.strerror}") from None
-    _remove_dead(path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"))
+        raise ValueError(f"{path} cannot be written: {place}: {error.strerror}") from None
+    _remove_dead(path.parent.glob(f".{glob.escape(path.name[:LETTERS])}.*{PARTIAL}"))
 
 
 def json_text(value: Mapping[str, object]) -> str:
@@ -177,7 +196,7 @@ def structured(values: object, kind: type[T], source: Path | str) -> T:
         made = msgspec.convert(values, kind, strict=True)
         unknown = ", ".join(sorted(_unknown(values, msgspec.to_builtins(made))))
         reason = unknown and f"{kind.__name__} has no field {unknown}"
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # the latter for half a letter
         words, _, path = str(error).partition(" - at `$")
         reason = ": ".join(filter(None, (path.strip("`."), words)))
     if reason:

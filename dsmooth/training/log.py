@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data import ImageDataset
 from ..data.pictures import save_grid
-from ..files import open_to_append
+from ..files import naming, open_to_append
 from ..nn import PixelCNNpp
 from ..pretrained.log import HeldOut, LogEntry, Start, Step, entry_line
 from ..pretrained.runs import RunFolder
@@ -79,10 +79,9 @@ class RunLog(ExitStack):
         self.total = total_images(config)
         self.loss_name = f"bits/dim of {PIXELS[config.role]} ({config.model.likelihood})"
         self.started = self.printed = time.monotonic()
-        is_cut = run.log.is_file() and run.log.read_bytes()[-1:] not in (b"", b"\n")
-        log = run.log if state.group.writes else Path(os.devnull)
-        self.file = self.enter_context(open_to_append(log))
-        self.file.write("\n" * is_cut)  # a line was cut by a crash
+        self.path = run.log if state.group.writes else Path(os.devnull)
+        if self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
+            self.append("\n")  # a line was cut by a crash
         self.write(Start, self.total, self.loss_name, replace(test_set, labels=None).digest)
         self.bar: Bar | None = None
         if progress:
@@ -125,7 +124,12 @@ class RunLog(ExitStack):
     def write(self, event: Callable[..., LogEntry], *values: object) -> None:
         """Add an event to the log, at the images seen and the seconds of this call."""
         seconds = round(time.monotonic() - self.started, 2)
-        self.file.write(entry_line(event(self.state.images_seen, seconds, *values)))
+        self.append(entry_line(event(self.state.images_seen, seconds, *values)))
+
+    def append(self, text: str) -> None:
+        """Add to the file of the log."""
+        with naming(self.path), open_to_append(self.path) as file:
+            file.write(text)
 
 
 def run_header(state: TrainState, test_set: ImageDataset) -> Iterator[str]:

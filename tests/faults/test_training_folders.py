@@ -6,8 +6,10 @@ import errno
 import os
 import shutil
 import signal
-from contextlib import nullcontext
+import tempfile
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -201,20 +203,24 @@ def test_a_run_keeps_its_weights_and_its_folder(run: RunFolder, tmp_path: Path) 
     refuses(words, new.write_model, model, other, size)
 
 
+FULL = "No space left on device"
+
+
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("step", "error", "message"),
     [
-        (KeyboardInterrupt(), "^$"),
-        (OSError(28, "No space left on device"), "No space left on device: .*/file'$"),
+        ("fsync", KeyboardInterrupt(), "^$"),
+        ("fsync", OSError(28, FULL), rf"^\[Errno 28\] {FULL}: '\S*/file'$"),
+        ("replace", OSError(28, FULL, "a", None, "b"), rf"^\[Errno 28\] {FULL}: '\S*/file'$"),
     ],
 )
-def test_writes_that_end_early_leave_the_old_files(tmp_path, monkeypatch, error, message) -> None:
+def test_writes_that_end_early_leave_old_files(tmp_path, monkeypatch, step, error, message):
     """And a file is for whom the user's other files are."""
     path, other = tmp_path / "file", tmp_path / "other"
     write_atomically(path, b"old")
     other.touch()
     assert path.stat().st_mode == other.stat().st_mode
-    monkeypatch.setattr("os.fsync", Mock(side_effect=error))
+    monkeypatch.setattr(f"os.{step}", Mock(side_effect=error))
     refuses(message, write_atomically, path, b"new", error=type(error))
     assert contents(tmp_path) == {"file": b"old", "other": b""}
 
@@ -242,6 +248,38 @@ def test_half_written_files_are_removed_only_of_dead_writers(tmp_path, monkeypat
     write_atomically(folder / "alive", b"whole")  # by a writer that holds no lock of a folder
     assert found == [{".dead.", ".alive"}, {".alive"}]
     assert (folder / "alive").read_bytes() == b"whole"
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch) -> None:
+    """Names of 255 bytes are files, and a folder asks for no rights in the one above."""
+    for name in ("é" * 127 + "x", "x" * 255):
+        check_writable(tmp_path / name)
+        write_atomically(tmp_path / name, b"")
+    refuses("x cannot be written: .*: File name too long", check_writable, tmp_path / ("x" * 256))
+    original, mine = tempfile.TemporaryFile, tmp_path / "mine"
+    mine.mkdir()
+
+    def ask(dir: Path) -> Any:
+        return original(dir=tmp_path / "none" if dir == tmp_path else dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", ask)
+    check_writable(mine)
+    check_writable(mine / "new")
+    refuses("other cannot be written: .*: No such file", check_writable, tmp_path / "other")
+
+
+def test_a_full_disk_is_of_the_log(tmp_path, monkeypatch) -> None:
+    full = partial(open, "/dev/full", "a", buffering=1)
+    monkeypatch.setattr("dsmooth.training.log.open_to_append", lambda _: full())
+    refuses(rf"{FULL}: '\S*/log\.jsonl'$", train, CONFIG, tmp_path / "run", error=OSError)
+
+
+def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
+    for name, left in (("a/b", []), ("c/d", ["c", "c/d", "c/d/file"])):
+        with suppress(ValueError), lock_folder(tmp_path / name, "x"):
+            [(tmp_path / file).touch() for file in left[2:]]
+            raise ValueError
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
 
 
 def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
