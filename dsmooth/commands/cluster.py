@@ -26,8 +26,9 @@ SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 
 def cluster(options: Cluster) -> None:
     """Run `dsmooth cluster`. Raises ValueError or FileNotFoundError before any work."""
-    path = options.out / LABELS_FILE
-    check_writable(path)
+    path, picture = options.out / LABELS_FILE, options.out / "clusters.png"
+    for file in (path, picture):
+        check_writable(file)
     check_number("clusters", options.clusters, 2)
     models = load(*options.models, device=choose_device(options.execution.device))
     if "noisy" not in models.networks:
@@ -40,7 +41,7 @@ def cluster(options: Cluster) -> None:
     noisy = models.networks["noisy"]
     labelled = cluster_splits(noisy, train, test, options.clusters, seed=options.seed)
     # The file of labels is written last: where it exists, nothing is missing.
-    once(save_clusters, labelled[0], path.with_name("clusters.png"))
+    once(save_clusters, labelled[0], picture)
     once(write_labels, path, labelled, labelled[0].class_names)
     print_sizes(labelled)
     if train.labels is not None:
@@ -49,8 +50,7 @@ def cluster(options: Cluster) -> None:
             f"compared with the labels of {train.name}, which were not used: purity {purity:.3f}, "
             f"normalized mutual information {information:.3f}"
         )
-    name = printable(path.parent)
-    print(f"wrote {name}/{path.name} and {name}/clusters.png, a row for each cluster")
+    print(f"wrote {printable(path)} and {printable(picture)}, a row for each cluster")
     print(f"next: `dsmooth train noisy --labels {printable(path)} --label-dropout 0.1`")
 
 

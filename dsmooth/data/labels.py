@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..config import Classes
 from ..files import guarded, printable, read_npz, write_npz
 from .dataset import ImageDataset
 
@@ -40,6 +41,6 @@ def with_labels(dataset: ImageDataset, path: Path) -> ImageDataset:
         return replace(
             dataset,
             labels=torch.from_numpy(arrays[split]),
-            class_names=tuple(map(str, arrays["names"])),
+            class_names=Classes(tuple(map(str, arrays["names"].astype(str)))).names,
             source=f"{dataset.source}, labels of {printable(path)}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
+from dsmooth import PixelCNNpp
 from dsmooth.config import Classes
 from dsmooth.data import ImageDataset, load_dataset, own_images
 from dsmooth.data.labels import with_labels, write_labels
@@ -104,8 +106,10 @@ def test_agreement_of_known_tables():
     assert agreement(same, mixed) == pytest.approx((5 / 6, information))
 
 
-DIVERGED = network()
-DIVERGED.stem_u.weight_g.data.fill_(torch.nan)
+def diverged(value: float) -> PixelCNNpp:
+    model = network()
+    model.stem_u.weight_g.data.fill_(value)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,8 @@ DIVERGED.stem_u.weight_g.data.fill_(torch.nan)
         ({"images": 2 * torch.ones(8, 1, 8, 8)}, r"images must be bytes or lie in \[-1, 1\], got"),
         ({"seed": "x"}, "`seed` must be a whole number, got 'x'"),
         ({"seed": -1}, r"`seed` must lie in 0 \.\. "),
-        ({"model": DIVERGED}, "features that are not finite"),
+        ({"model": diverged(torch.nan)}, "features that are not finite"),
+        ({"model": diverged(1e37)}, "features that are not finite or huge"),  # for svd_lowrank
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, words):
@@ -134,9 +139,11 @@ def test_a_file_of_labels_is_of_its_images_alone(tmp_path: Path):
     file, other = tmp_path / "labels.npz", replace(data, images=data.images.flip(0))
     refuses(r"labels\.npz must have labels of the 12 train images", with_labels, other, file)
     refuses("labels.npz cannot be read as .*test", with_labels, replace(data, split="test"), file)
-    write_labels(file, [labelled], labelled.class_names[:3])
-    words = r"labels\.npz cannot be read as labels \(labels must lie in 0 \.\. 2"
-    refuses(words, with_labels, data, file)
+    for names, words in (("abc", r"labels must lie in 0 \.\. 2"), ("abca", "`names` must be diff")):
+        write_labels(file, [labelled], [*names])
+        refuses(rf"labels\.npz cannot be read as labels \({words}", with_labels, data, file)
+    write_labels(file, [labelled], [b"a", b"b", b"c", b"d"])
+    assert with_labels(data, file).class_names == labelled.class_names
 
 
 @pytest.mark.usefixtures("place")
@@ -145,6 +152,8 @@ def test_labels_of_the_command_are_written_last_and_never_pass_for_others(monkey
         patch.setattr("dsmooth.commands.cluster.write_labels", Mock(side_effect=OSError("full")))
         complains(capsys, "full", "cluster", "noisy", "--clusters", "2", "--out", "part")
     assert [path.name for path in Path("part").iterdir()] == ["clusters.png"]
+    Path("0").mkdir()
+    Path("0", ".clusters.png.0.partial").touch()  # of a call that was killed
     test, names = load_dataset("folder", "test", "images"), list[str]()
     for seed in ("0", "1"):
         assert run("cluster", "noisy", "--clusters", "2", "--seed", seed, "--out", seed) == 0
@@ -152,6 +161,7 @@ def test_labels_of_the_command_are_written_last_and_never_pass_for_others(monkey
         assert labelled.known_labels().max() == 1
         names += labelled.class_names
     assert len(set(names)) == 4
+    assert sorted(os.listdir("0")) == ["clusters.png", "labels.npz"]
 
 
 def test_labels_of_other_classes_are_not_a_models() -> None:
