@@ -119,6 +119,7 @@ def process_group() -> Iterator[Group]:
         return
     with guarded("RANK or WORLD_SIZE", "a whole number"):
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    check_number("WORLD_SIZE", size)
     check_number("RANK", rank, 0, size - 1)
     entered = Group(rank, size)
     with ExitStack() as stack:

@@ -209,6 +209,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: DENSITY().elbo(BROKEN), "x must lie in"),
     (lambda: PAIR().sample(2, known=UNIT, mask=UPPER), "^known must have values of bytes"),
     (lambda: PAIR().complete(UNIT), "^x must have values of bytes"),
+    (lambda: PAIR().complete(X, known=X), "`complete` takes x in place of known"),
     (lambda: PAIR().complete(X, UPPER.numpy()), "mask must be a tensor, got ndarray"),
     (lambda: PAIR().complete(X, UPPER.expand(6, -1, -1), draws=3), r"\(2, 8, 8\), got \(6, 8"),
     (lambda: PAIR().sample(2, precision="float16"), "must be one of auto, float32, bfloat16, got"),

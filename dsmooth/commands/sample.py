@@ -31,6 +31,7 @@ def sample(options: Sample) -> None:
             **vars(options.drawing),
             "seed": whole.seed,
             "first_index": whole.indices.start,
+            "image_size": whole.shape[1:],
             "device": models.device.type,
             "precision": str(whole.noisy.dtype).removeprefix("torch."),
             "models": models.identity(),

@@ -102,13 +102,13 @@ def resolve(
         check_guidance(configs if method == "two-step" else configs[:1])
 
     pixels = None
+    if (x is not None) + (known is not None) != (mask is not None):
+        words = "known and mask go together: images, and which of their pixels to keep"
+        raise ValueError(f"{words}; `complete` takes x in place of known")
     if x is not None:
         pixels = known_pixels("x", x, mask, total // draws, (shape, device), configs)
         images = pixels.images.to(torch.promote_types(networks[0].dtype, torch.float32))
         pixels = KnownPixels(*(t.repeat_interleave(draws, 0) for t in (images, pixels.mask)))
-    elif (known is None) != (mask is None):
-        words = "known and mask go together: images, and which of their pixels to keep"
-        raise ValueError(words)
     elif known is not None:
         pixels = known_pixels("known", known, mask, total, (shape, device), configs)
     seed = resolved_seed(seed, generator)

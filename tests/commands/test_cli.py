@@ -163,6 +163,8 @@ def test_folders_grow_and_rates_are_of_what_was_drawn(capsys: pytest.CaptureFixt
         assert run("sample", "plain", "--out", "x", "-n", count) == 0
         assert words in (said := capsys.readouterr().out)
     assert said.endswith(" img/s) (2 already existed)\n")
+    save_run(Path("larger"), "plain", size=12, data="folder", data_dir="images")
+    complains(capsys, "its image_size is [8, 8], not [12, 12]", "sample", "larger", "--out", "x")
 
 
 def test_a_pair_of_a_folder_by_one_command(tmp_path, monkeypatch, capsys) -> None:
@@ -329,6 +331,7 @@ def test_silence_numbers_and_folders(tmp_path, monkeypatch, capsys) -> None:
     ("name", "value", "why"),
     [
         ("WORLD_SIZE", "x", "RANK or WORLD_SIZE cannot be read as a whole number "),
+        ("WORLD_SIZE", "0", "`WORLD_SIZE` must be at least 1, got 0"),
         ("RANK", "1", "`RANK` must lie in 0 .. 0, got 1"),
     ],
 )
