@@ -5,12 +5,17 @@ An `error` is a standard error; it is None where a single image gives none.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from .config import ProbeSettings
+from .pixels import PER_UNIT
 from .text import Table, decimals
 
+# A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
+BYTE_BITS = math.log2(PER_UNIT)
 COMPARABLE = "* comparable with discrete bits/dim of the literature"
 # SHA-256 of the file of the Inception weights of 2015.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -26,19 +31,29 @@ class MeasuredImages:
 
 
 @dataclass(frozen=True)
-class Convention:
-    """One number in bits/dim and its meaning.
+class Number:
+    """A number in bits/dim. error: over images. over_draws: the error over the draws of noise, None
+    for fewer than ten."""
 
-    error: over images. repeat_error: over the draws of noise, None for fewer than ten.
-    comparable: with discrete bits/dim of the literature.
-    """
-
-    name: str
     value: float
     error: float | None
-    repeat_error: float | None
-    comparable: bool
-    meaning: str
+    over_draws: float | None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Bits/dim of a model in every convention: bounds for a pair, exact for a plain model.
+
+    discrete: of bytes, comparable with the literature. density: in units of [-1, 1]. per_byte: the
+    density per grey level. importance_weighted: of bytes, by the log of the mean weight, None for
+    one draw of noise. mixture: of bytes, summed over the pair's classes, if computed.
+    """
+
+    discrete: Number
+    density: Number
+    per_byte: Number
+    importance_weighted: Number | None = None
+    mixture: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -59,23 +74,27 @@ class Terms:
 class Bits:
     """Bits/dim of a model: a bound for a pair, exact for a plain model.
 
-    value, error: in the likelihood that the model was trained with. n_noise: draws of x~ per image.
-    dimensions: sub-pixels of an image. clean_noise: standard deviation of the noise on the target
-    of a density. classes: "given" for bits/dim given the class of each image, "hidden" where the
-    model saw none, as no image has a label of its classes. weights_sha256: of the networks.
+    likelihood: that the model was trained with. n_noise: draws of x~ per image. dimensions:
+    sub-pixels of an image. clean_noise: standard deviation of the noise on the target of a density.
+    classes: "given" for bits/dim given the class of each image, "hidden" where the model saw none,
+    as no image has a label of its classes. weights_sha256: of the networks.
     """
 
     likelihood: Literal["discretized", "continuous"]
-    value: float
-    error: float | None
+    numbers: Numbers
     terms: Terms
     n_images: int
     n_noise: int
     dimensions: int
     clean_noise: float
     classes: Literal["none", "given", "hidden"]
-    conventions: tuple[Convention, ...]
     weights_sha256: tuple[str, ...]
+
+    @property
+    def headline(self) -> Number:
+        """The number in the likelihood that the model was trained with."""
+        is_density = self.likelihood == "continuous"
+        return self.numbers.density if is_density else self.numbers.discrete
 
 
 @dataclass(frozen=True)
@@ -115,17 +134,41 @@ class BitsResult:
 
 def bits_table(result: BitsResult, title: str = "") -> Table:
     """Bits/dim of the models in every convention. A column without numbers is left out."""
-    rows = [(name, row) for name, bits in result.models.items() for row in bits.conventions]
+    rows = [(f"{m}: {words}", x) for m, bits in result.models.items() for words, x in _rows(bits)]
     columns: dict[str, list[float | None]] = {
-        "bits/dim": [row.value for _, row in rows],
-        "± images": [row.error for _, row in rows],
-        "± repeats": [row.repeat_error for _, row in rows],
+        "bits/dim": [x.value for _, x in rows],
+        "± images": [x.error for _, x in rows],
+        "± repeats": [x.over_draws for _, x in rows],
     }
     columns = {head: values for head, values in columns.items() if set(values) != {None}}
-    words = [f"{name}: {row.name}{' *' * row.comparable}\n{row.meaning}" for name, row in rows]
     numbers = zip(*([decimals(v) for v in values] for values in columns.values()), strict=True)
-    cells = [[word, *row] for word, row in zip(words, numbers, strict=True)]
+    cells = [[words, *row] for (words, _), row in zip(rows, numbers, strict=True)]
     return Table(["", *columns], cells, title)
+
+
+def _rows(bits: Bits) -> Iterator[tuple[str, Number]]:
+    """The numbers, each with its name and meaning: comparable ones first, which have a star."""
+    numbers, given = bits.numbers, bits.classes == "given"
+    name, relation = "discrete bound", "upper bound on"
+    if bits.terms.noisy is None:
+        name, relation = "discrete", "exactly"
+    event = "bytes | class" if given else "bytes"
+    yield f"{name} *\n{relation} -log2 P({event}) / d", numbers.discrete
+    if numbers.importance_weighted is not None:
+        words = "the same by the log of the mean weight, which is tighter"
+        head = f"{name}, importance-weighted, n = {bits.n_noise} *"
+        yield f"{head}\n{words}", numbers.importance_weighted
+    if numbers.mixture is not None:
+        words = "upper bound on -log2 P(bytes) / d of the mixture that the pair draws from"
+        yield f"{name}, mixture of classes *\n{words}", numbers.mixture
+    density_words = "the mass of each byte spread evenly over it, in units of [-1, 1]"
+    byte_words = "the same per grey level, so the discrete number again"
+    if bits.likelihood == "continuous":
+        target = f"x + {bits.clean_noise:g} n" if bits.clean_noise else "x"
+        density_words = f"density of {target}{' given the class' * given} in units of [-1, 1]"
+        byte_words = "the same per grey level; not a probability of bytes"
+    yield f"density\n{density_words}", numbers.density
+    yield f"density + {BYTE_BITS:.3f}\n{byte_words}", numbers.per_byte
 
 
 @dataclass(frozen=True)

@@ -201,12 +201,12 @@ class Record(Generic[R]):
 def record_of(request: Mapping[str, object], result: object) -> Mapping[str, object]:
     """The content of a record."""
     content = {"request": request, "result": result}
-    return msgspec.to_builtins({"version": 1, "dsmooth": __version__, **content})
+    return msgspec.to_builtins({"version": 2, "dsmooth": __version__, **content})
 
 
 @dataclass(frozen=True)
 class _Content:
-    version: Literal[1]
+    version: Literal[2]
     dsmooth: str
     request: Json
     result: Any = None

@@ -31,12 +31,10 @@ from ..philox import Stream
 from ..pixels import PER_UNIT, Likelihood, MixtureOptions
 from ..pretrained import Loaded
 from ..progress import portion
-from ..results import Bits, BitsResult, Convention, Difference, MeasuredImages, Terms
+from ..results import Bits, BitsResult, Difference, MeasuredImages, Number, Numbers, Terms
 from ..smoothing import GaussianSmoothing
 from ..work import batches, map_parts
 
-# A density in units of [-1, 1] becomes one per byte by adding this many bits/dim.
-BYTE_BITS = math.log2(PER_UNIT)
 # The fewest draws of noise whose scatter gives the error of their mean.
 ENOUGH_DRAWS = 10
 
@@ -97,66 +95,42 @@ class Scores:
 
     def summary(self, *weights_sha256: str) -> Bits:
         """The numbers of these scores, of networks with these digests."""
-        best = bits_per_dim(self)
         return Bits(
             likelihood="discretized" if self.continuous is None else "continuous",
-            value=best.value,
-            error=best.error,
+            numbers=conventions(self),
             terms=self.terms,
             n_images=self.n_images,
             n_noise=self.n_noise,
             dimensions=self.dimensions,
             clean_noise=self.clean_noise,
             classes=self.classes,
-            conventions=tuple(conventions(self)),
             weights_sha256=weights_sha256,
         )
 
 
-def conventions(scores: Scores) -> list[Convention]:
-    """The numbers of `scores` in every convention: first of bytes, which are comparable, then the
-    density, in units of [-1, 1] and per grey level."""
+def conventions(scores: Scores) -> Numbers:
+    """The numbers of `scores` in every convention."""
 
-    def row(name: str, nats: Tensor, meaning: str, comparable: bool = True) -> Convention:
+    def number(nats: Tensor) -> Number:
         bits = scores.bits(nats)
-        repeats = standard_error(bits.mean(1)) if len(bits) >= ENOUGH_DRAWS else None
-        error = standard_error(bits.mean(0))
-        return Convention(name, float(bits.mean()), error, repeats, comparable, meaning)
+        over_draws = standard_error(bits.mean(1)) if len(bits) >= ENOUGH_DRAWS else None
+        return Number(float(bits.mean()), standard_error(bits.mean(0)), over_draws)
 
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
-    per_byte = density - scores.dimensions * math.log(PER_UNIT)
-    given = scores.classes == "given"
-    event = "bytes | class" if given else "bytes"
-    density_words = "the mass of each byte spread evenly over it, in units of [-1, 1]"
-    byte_words = "the same per grey level, so the discrete number again"
-    if scores.continuous is not None:
-        target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
-        density_words = f"density of {target}{' given the class' * given} in units of [-1, 1]"
-        byte_words = "the same per grey level; not a probability of bytes"
-    name, relation = "discrete bound", "upper bound on"
-    if scores.noisy is None:
-        name, relation = "discrete", "exactly"
-    rows = [row(name, discrete, f"{relation} -log2 P({event}) / d")]
-    if scores.n_noise > 1:
-        name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
-        meaning = "the same by the log of the mean weight, which is tighter"
-        rows.append(row(name, log_mean_exp(discrete)[None], meaning))
-    if scores.mixture is not None:
-        name = "discrete bound, mixture of classes"
-        meaning = "upper bound on -log2 P(bytes) / d of the mixture that the pair draws from"
-        rows.append(row(name, scores.mixture, meaning))
-    return [
-        *rows,
-        row("density", density, density_words, comparable=False),
-        row(f"density + {BYTE_BITS:.3f}", per_byte, byte_words, comparable=False),
-    ]
+    several, mixture = scores.n_noise > 1, scores.mixture
+    return Numbers(
+        discrete=number(discrete),
+        density=number(density),
+        per_byte=number(density - scores.dimensions * math.log(PER_UNIT)),
+        importance_weighted=number(log_mean_exp(discrete)[None]) if several else None,
+        mixture=None if mixture is None else number(mixture),
+    )
 
 
-def bits_per_dim(scores: Scores) -> Convention:
+def bits_per_dim(scores: Scores) -> Number:
     """The number by the likelihood of the denoiser or plain model: a density, or probabilities of
     bytes, which compare with the literature. A bound for a pair, exact for a plain model."""
-    of_bytes, *_, density, _ = conventions(scores)
-    return of_bytes if scores.continuous is None else density
+    return scores.summary().headline
 
 
 def standard_error(values: Tensor) -> float | None:

@@ -17,7 +17,6 @@ from dsmooth.bound import likely_classes
 from dsmooth.data import own_images
 from dsmooth.evaluate.classes import classify
 from dsmooth.evaluate.likelihood import (
-    BYTE_BITS,
     Scores,
     bits_per_dim,
     conventions,
@@ -29,7 +28,8 @@ from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.nn.gradients import class_gradient
 from dsmooth.philox import Stream
 from dsmooth.pixels import Likelihood
-from dsmooth.results import BitsResult, MeasuredImages, bits_table
+from dsmooth.results import BYTE_BITS, BitsResult, MeasuredImages, bits_table
+from dsmooth.text import decimals
 from tests.helpers.data_makers import random_dataset, refuses
 from tests.helpers.networks import CLASSES, GAUSSIAN, images, network, tiny_pair
 
@@ -61,23 +61,20 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
         networks = network(likelihood="gaussian", smoothing_scale=0.5), bytes_and_atoms
         pair = dsmooth.SmoothedPair(*networks, dsmooth.GaussianSmoothing(0.5), (8, 8))
     scores = score_pair(pair, data, n_noise=3, seed=3, batch_size=2)
-    rows = {row.name: row for row in conventions(scores)}
-    names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
-    names += ["density", f"density + {BYTE_BITS:.3f}"]
-    assert list(rows) == names
-    assert [row.comparable for row in rows.values()] == [True, True, False, False]
+    found = conventions(scores)
     assert pytest.approx(6.9943534, abs=1e-7) == BYTE_BITS
-    assert rows[names[3]].value - rows[names[2]].value == pytest.approx(BYTE_BITS, abs=1e-12)
+    assert found.per_byte.value - found.density.value == pytest.approx(BYTE_BITS, abs=1e-12)
     if likelihood == "discretized":
-        assert rows[names[3]].value == pytest.approx(rows[names[0]].value, abs=1e-12)
+        assert found.per_byte.value == pytest.approx(found.discrete.value, abs=1e-12)
     assert (scores.continuous is None) == (likelihood == "discretized")
-    assert rows[names[1]].value < rows[names[0]].value
+    assert found.importance_weighted.value < found.discrete.value
+    assert found.mixture is None
 
     # The bounds are SmoothedPair.elbo's, in the likelihood that the denoiser has.
     x, log_2 = data.batch(torch.arange(5)), 64 * math.log(2)
     elbo = -pair.elbo(x, n_noise=3, seed=3).double() / log_2
     bound = bits_per_dim(scores)
-    assert bound.name == names[0 if likelihood == "discretized" else 2]
+    assert bound == (found.discrete if likelihood == "discretized" else found.density)
     assert bound.value == pytest.approx(float(elbo.mean()), abs=1e-6)
     assert bound.error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
     terms = (getattr(scores.terms, name) for name in ("noisy", "smoothing", likelihood))
@@ -85,10 +82,10 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
 
     # The bounds of bytes are of its masses, whatever it was trained with.
     pair.denoiser.config = replace(pair.denoiser.config, likelihood="discretized")
-    for name, weighted in zip(names, (False, True), strict=False):
+    for number, weighted in ((found.discrete, False), (found.importance_weighted, True)):
         nats = pair.elbo(x, n_noise=3, seed=3, importance_weighted=weighted)
         bits = -nats.double() / log_2
-        assert rows[name].value == pytest.approx(float(bits.mean()), abs=1e-6)
+        assert number.value == pytest.approx(float(bits.mean()), abs=1e-6)
 
 
 def test_the_noise_of_the_target_is_independent_of_the_smoothing() -> None:
@@ -131,11 +128,11 @@ def test_a_paired_difference_has_the_error_of_the_differences() -> None:
 
 def test_the_error_over_repeats_needs_enough_of_them() -> None:
     few, enough = (score_pair(tiny_pair(), random_dataset(2), n_noise=n) for n in (9, 10))
-    assert conventions(few)[0].repeat_error is None
-    assert conventions(score_pair(tiny_pair(), random_dataset(1)))[0].error is None
+    assert conventions(few).discrete.over_draws is None
+    assert conventions(score_pair(tiny_pair(), random_dataset(1))).discrete.error is None
     repeats = enough.bits(enough.log_weights("discretized")).mean(1)
     expected = float(repeats.std()) / 10**0.5
-    assert conventions(enough)[0].repeat_error == pytest.approx(expected)
+    assert conventions(enough).discrete.over_draws == pytest.approx(expected)
     models = {"pair": enough.summary(), "plain": few.summary()}
     table = bits_table(BitsResult(MeasuredImages("mnist", "test", 2), 0, models))
     assert "± repeats" in table.head  # also where one model has none
@@ -154,8 +151,9 @@ def test_a_plain_model_is_scored_exactly(likelihood: Likelihood) -> None:
     scores = score_plain(model, data)
     # Sums are not rounded to float32.
     assert torch.equal(getattr(scores, likelihood)[0], pixels.double().sum((1, 2)))
-    exact = bits_per_dim(score_plain(model, data, batch_size=2))
-    assert exact.name == ("discrete" if likelihood == "discretized" else "density")
+    in_batches = score_plain(model, data, batch_size=2)
+    exact, numbers = bits_per_dim(in_batches), conventions(in_batches)
+    assert exact == (numbers.discrete if likelihood == "discretized" else numbers.density)
     assert exact.value == pytest.approx(-float(log_p.mean()) / (64 * math.log(2)), rel=1e-6)
 
 
@@ -183,12 +181,38 @@ def test_what_cannot_be_scored_or_classified_is_named(call, model, data, words: 
     refuses(words, call, model, data, error=(TypeError, ValueError))
 
 
-def test_the_words_say_whether_the_class_was_given() -> None:
+def test_the_table_says_what_each_number_is_of() -> None:
+    """By its name, its star if it compares with the literature, and whether the class was given."""
     plain, pair = network(n_classes=CLASSES), tiny_pair(classes=(CLASSES, CLASSES))
-    for scores in (score_plain(plain, LABELLED), score_pair(pair, LABELLED, n_noise=2)):
-        whole, *_, density, _ = conventions(scores)
-        assert "P(bytes | class)" in whole.meaning
-        assert ("given the class" in density.meaning) == (scores.continuous is not None)
+    scores = {
+        "plain": score_plain(plain, LABELLED),
+        "pair": score_pair(pair, LABELLED, n_noise=2, mixture=True),
+    }
+    models = {name: found.summary() for name, found in scores.items()}
+    rows = bits_table(BitsResult(MeasuredImages("digits", "test", len(LABELLED)), 0, models)).rows
+    words = [row[0].split("\n") for row in rows]
+    assert [name for name, _ in words] == [
+        "plain: discrete *",
+        "plain: density",
+        f"plain: density + {BYTE_BITS:.3f}",
+        "pair: discrete bound *",
+        "pair: discrete bound, importance-weighted, n = 2 *",
+        "pair: discrete bound, mixture of classes *",
+        "pair: density",
+        f"pair: density + {BYTE_BITS:.3f}",
+    ]
+    exact, found = models["plain"].numbers, models["pair"].numbers
+    numbers = [exact.discrete, exact.density, exact.per_byte, found.discrete]
+    numbers += [found.importance_weighted, found.mixture, found.density, found.per_byte]
+    assert [row[1] for row in rows] == [decimals(number.value) for number in numbers]
+    meanings = dict(words)
+    for model, density in (
+        ("plain: discrete *", "plain: density"),
+        ("pair: discrete bound *", "pair: density"),
+    ):
+        assert "P(bytes | class)" in meanings[model]
+        is_density = scores[model.partition(":")[0]].continuous is not None
+        assert ("given the class" in meanings[density]) == is_density
 
 
 @torch.no_grad()

@@ -159,16 +159,17 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(tmp_path, monkeypatch) 
         model.save_pretrained("scored", scores="bits_per_dim.json")
         card = Path("scored", CARD_FILE).read_text()
         assert f"4 images of mnist (test){drawn}" in card
-        rows = stored.models[key].conventions
-        assert all(row.name in card and f"| {row.value:.4f} |" in card for row in rows)
+        numbers = stored.models[key].numbers
+        for found in (numbers.discrete, numbers.density, numbers.per_byte):
+            assert f"| {found.value:.4f} |" in card
         assert ("| plain: " in card, "| pair: " in card) == (key == "plain", key == "pair")
     save = partial(pair.save_pretrained, "pair", scores="bits_per_dim.json")
     words = "does not hold the scores of these weights"
     refuses(words, tiny_pair().save_pretrained, "pair", scores="bits_per_dim.json")
     record = json.loads(Path("bits_per_dim.json").read_text())
-    del record["result"]["models"]["pair"]["conventions"]
+    del record["result"]["models"]["pair"]["numbers"]
     Path("bits_per_dim.json").write_text(json.dumps(record))
-    refuses(r"bits_per_dim\.json does not fit: .*`conventions`", save)
+    refuses(r"bits_per_dim\.json does not fit: .*`numbers`", save)
 
 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:

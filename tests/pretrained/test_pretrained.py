@@ -96,7 +96,7 @@ def test_the_card_is_of_these_weights(name: str) -> None:
         return
     bits = bits_per_dim(score_pair(models.pair, load_dataset("mnist", "test").part(slice(100))))
     assert bits.value == pytest.approx(
-        card["bits"]["models"]["pair"]["value"], abs=4 * (bits.error or 0)
+        card["bits"]["models"]["pair"]["numbers"]["discrete"]["value"], abs=4 * (bits.error or 0)
     )
 
 
@@ -116,7 +116,7 @@ def test_readme_has_the_numbers_of_the_cards(tool: ModuleType) -> None:
     card, told = map(tool.packaged_card, (DEFAULT, "mnist-classes"))
     summary = tool.text("summary.md", card=card, told=told).strip()
     assert summary in README.read_text()
-    assert f"≤ {told.bits.pair.conventions[0].value + math.log2(10) / 784:.3f} ±" in summary
+    assert f"≤ {told.bits.pair.numbers.discrete.value + math.log2(10) / 784:.3f} ±" in summary
 
 
 @with_tool
@@ -137,7 +137,7 @@ def test_a_card_is_of_what_was_measured(tool: ModuleType, tmp_path: Path) -> Non
     path = folder / "card.json"
     assert card == structured(read_record(path)["result"], tool.ModelCard, path)
     text = (folder / "README.md").read_text()
-    assert f"| pair: discrete bound * | {card.bits.pair.value:.4f} |" in text
+    assert f"| pair: discrete bound * | {card.bits.pair.headline.value:.4f} |" in text
     assert f"{card.samples['plain'].distance['20']:.3f}" in text
     assert (folder / "samples.png").is_file()
     assert tool.write_card(folder, work, *sets, count=20) == card  # which it finds

@@ -76,7 +76,7 @@ def read(folder: Path, report: Report, methods: Sequence[str] = METHODS) -> str:
 
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     page = read(tmp_path, made_up_report())
-    pair, plain = (BITS.models[name].conventions[0] for name in ("pair", "plain"))
+    pair, plain = (BITS.models[name].numbers.discrete for name in ("pair", "plain"))
     difference, terms = BITS.difference, BITS.pair.terms
     for part in (
         f"{pair.value:.4f} {pair.error:.4f}",
