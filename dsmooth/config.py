@@ -192,9 +192,9 @@ class TrainConfig(RunSettings):
     classes: bool = False
     """Condition the network on the classes of the images; implied by labels."""
     flip: bool = False
-    """Mirror half of the training images left to right, drawn anew at each visit."""
+    """Mirror half of the training images left to right, chosen anew at each visit."""
     label_dropout: Probability = 0.0
-    """The fraction of the training images whose class is hidden, drawn anew at each visit: the
+    """The fraction of the training images whose class is hidden, chosen anew at each visit: the
     network also learns the images of all classes, which have the label -1."""
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
@@ -216,7 +216,7 @@ class TrainConfig(RunSettings):
     learning_rate: PositiveFloat = 3.2e-2
     """Adam's peak learning rate."""
     kernel_rate: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls
+    """Muon's peak step: the rotation of the kernels, in radians. None for one that falls
     with the square root of the number of steps."""
     rate_factor: PositiveFloat = 1.0
     """Factor of both peak rates. The command line and `preset` set it to 0.15 for a run with init,

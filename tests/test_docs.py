@@ -1,6 +1,6 @@
 """The documentation is true: its commands and code run, its paths and names exist.
 
-`python tests/test_docs.py` writes the tables of all settings in docs/api/training.md.
+`python -m tests.test_docs` writes the tables of all settings in docs/api/training.md.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def rows() -> list[tuple[str, ...]]:
 def shrink(line: str) -> list[str]:
     """The arguments of the documented command, with a tiny network and few images."""
     command = smaller(line.replace("--image-size 32", "--image-size 8"))
-    if line.endswith("--out pictures"):  # a folder to train on
+    if line.endswith("--out photographs"):  # a folder to train on
         return [*command, "-n", "40"]
     if "--image-size" in command:  # colours, whose samples diverge for longer
         return [*command, "--images", "240"]
@@ -221,7 +221,7 @@ def with_tables(page: str) -> str:
 
 def test_the_page_has_all_settings() -> None:
     page = TABLES.read_text()
-    assert page == with_tables(page), "run python tests/test_docs.py"
+    assert page == with_tables(page), "run python -m tests.test_docs"
 
 
 @pytest.mark.quick

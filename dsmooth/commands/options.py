@@ -35,7 +35,7 @@ Folders = Annotated[
     Positional[tuple[Path, ...]], arg(help=MODELS_HELP, help_behavior_hint="", metavar="MODELS")
 ]
 PRESET_HELP = (
-    "Settings to start from. mnist-quick: digits within minutes on a CPU; photos: RGB pictures of "
+    "Settings to start from. mnist-quick: digits within minutes on a CPU; photos: RGB images of "
     "your own, 32 x 32; mnist, cifar10: our settings at the paper's size; mnist-paper and others: "
     f"the paper's settings. By default {DEFAULT_PRESET}, or {RGB_PRESET} for RGB images."
 )
@@ -60,7 +60,7 @@ class Computing(OnDevice):
     __doc__ = OnDevice.__doc__
 
     precision: Precision = "auto"
-    """Number format of the networks. auto: for training and drawing bfloat16 where that is faster,
+    """Number format of the networks. auto: for training and sampling bfloat16 where it is faster,
     else float32; for bits/dim and probes float32. Seeds give other images in the other precision,
     equally good."""
 
@@ -80,12 +80,14 @@ class Drawing:
     """Settings that determine the images, together with the models."""
 
     seed: int | None = 0
-    """Decides the images; None draws a seed and prints it."""
+    """Decides the images; None takes a random seed and prints it."""
     method: Method = "two-step"
-    """two-step: x~, then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    """two-step: a noisy image, then the denoiser's sample given it. single-step: a noisy image,
+    then the clean image's mean given it, by the noisy model's gradient; needs no denoiser.
+    noisy: the noisy image itself."""
     label: Maybe[str] = None
     """Class of all images, by name or number; each: the classes in turn; own: those of images to
-    complete. By default classes are drawn as often as in training, and completions have none."""
+    complete. By default classes are random, as often as in training, and completions have none."""
     guidance: float = 0.0
     """Above 0 for images that are more typical of their class."""
     temperature: float = 1.0
@@ -124,7 +126,7 @@ class Train:
     label_dropout: Maybe[float] = None
     """Fraction of the training images whose class is hidden, which guidance needs."""
     flip: Flag = False
-    """Mirror half of the training images left to right, drawn anew at each visit."""
+    """Mirror half of the training images left to right, chosen anew at each visit."""
     images: Maybe[int] = None
     """Training images to visit, repeats counted."""
     budget: Maybe[float] = None
@@ -189,10 +191,10 @@ def setting_of_text(text: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw images from a pair, or from one trained model, into files.
+    """Sample images from a pair, or from one trained model, into files.
 
     A long call with a folder as --out can be stopped and repeated: it continues where it was. Under
-    torchrun several processes (and GPUs) draw the same images together.
+    torchrun several processes (and GPUs) sample the same images together.
     """
 
     models: Folders = (Path("mnist"),)
@@ -209,11 +211,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Complete:
-    """Draw the missing part of images from a pair, or from one trained model.
+    """Sample the missing part of images from a pair, or from one trained model.
 
-    Known pixels are kept; what is missing is drawn several times for each image. Writes a picture
-    with one row per image: the original, the part that is given, the draws. Under torchrun several
-    processes (and GPUs) draw them together.
+    Known pixels are kept; what is missing is sampled several times for each image. Writes a PNG
+    with one row per image: the original, the known part, the completions. Under torchrun several
+    processes (and GPUs) sample them together.
     """
 
     models: Folders = (Path("mnist"),)
@@ -223,13 +225,13 @@ class Complete:
     count: Count = 8
     """How many of these images to take, the first ones."""
     keep_top: Maybe[float] = None
-    """Fraction of the rows that are given, from the top; by default half of them."""
+    """Fraction of the rows that are known, from the top; by default half of them."""
     mask: Maybe[Path] = None
-    """A picture of the images' size instead: its white pixels are given, its black ones missing."""
+    """An image file of the same size instead: white pixels are known, black ones missing."""
     draws: int = 8
     """Completions of each image."""
     out: tuple[Path, ...] = (Path("completed.png"),)
-    """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
+    """Files to write: .png for the grid, .npz for arrays `x` (the completions, N * draws, C, H,
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""
     drawing: OmitArgPrefixes[Drawing] = Drawing()
     execution: OmitArgPrefixes[Computing] = Computing()
@@ -237,7 +239,7 @@ class Complete:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Name images without labels, by clusters of a noisy model's features.
+    """Label images without labels, by clusters of a noisy model's features.
 
     Clusters of equal size of the training images; held-out images get the nearest. Writes
     labels.npz, which `dsmooth train --labels` takes, and clusters.png with a row for each cluster.
@@ -250,7 +252,7 @@ class Cluster:
     seed: int = 0
     """Decides where the clusters begin."""
     out: Path = Path("clusters")
-    """Folder for the labels and the picture."""
+    """Folder for the labels and the PNG."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 
@@ -270,7 +272,7 @@ class BitsOptions:
     limit: Maybe[int] = None
     """Take the first images only, for a quick look."""
     n_noise: int = 4
-    """Draws of x~ per image for a pair."""
+    """Samples of the noise per image, for a pair."""
     batch_size: int = 100
     """Images at a time; does not change the result."""
     seed: int = 0
@@ -287,9 +289,9 @@ class FrechetOptions:
     """Fréchet distance of samples to real images.
 
     Called FID only with the 2015 Inception network. The table also has the distance of other real
-    images to the same reference. The extra "fid" adds kernel distance, Inception score, precision
-    and recall. Values in [-1, 1] become bytes by rounding and clamping. Prints a table and writes
-    JSON.
+    images to the same reference statistics. The extra "fid" adds kernel distance, Inception score,
+    precision and recall. Values in [-1, 1] become bytes by rounding and clamping. Prints a table
+    and writes JSON.
     """
 
     samples: Annotated[Positional[Path], arg(help_behavior_hint="")]
@@ -333,7 +335,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The paper's experiments in one command: draw, measure, probe, and write report.html.
+    """The paper's experiments in one command: sample, measure, probe, and write report.html.
 
     Takes the models that come with the package, or --models, or with --budget trains a pair and a
     plain baseline first. A stage whose file is in the folder is skipped, so a stopped call can be
@@ -342,7 +344,7 @@ class Reproduce:
     """
 
     out: Path = Path("reproduction")
-    """Folder for runs, pictures, results.json and report.html."""
+    """Folder for runs, images, results.json and report.html."""
     budget: Maybe[float] = None
     """Train models first, for so many minutes in all."""
     preset: Preset = None
@@ -352,7 +354,7 @@ class Reproduce:
     download: Flag = False
     """Download the data set into --data-dir if it is not there, and train on it."""
     count: Count = 700
-    """Samples of each kind: the first 64 for the pictures, all for the Fréchet distance."""
+    """Samples of each kind: the first 64 for the grids, all for the Fréchet distance."""
     extractor: str = "auto"
     """Extractor of the Fréchet distance: auto (the package's classifier for MNIST, none for other
     data), or one of `dsmooth evaluate fid --help`."""

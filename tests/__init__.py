@@ -1,0 +1,1 @@
+"""The tests, as a package: torch-fidelity installs one of this name."""
