@@ -206,7 +206,7 @@ def record_of(request: Mapping[str, object], result: object) -> Mapping[str, obj
 
 @dataclass(frozen=True)
 class _Content:
-    version: Literal[2]
+    version: Literal[1, 2]  # the first had other results of bits/dim
     dsmooth: str
     request: Json
     result: Any = None

@@ -15,14 +15,8 @@ import dsmooth
 from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import runs_in
-from dsmooth.pretrained.runs import (
-    End,
-    RunFolder,
-    Start,
-    TrainingRecord,
-    WeightsSettings,
-    entry_line,
-)
+from dsmooth.pretrained.log import End, Start, entry_line
+from dsmooth.pretrained.runs import RunFolder, TrainingRecord, WeightsSettings
 from tests.helpers.command_runs import save_run
 from tests.helpers.data_makers import refuses
 from tests.helpers.kills import as_killed, contents, states_of_kills
