@@ -106,7 +106,7 @@ def counted() -> Iterator[Launches]:
     with contextlib.ExitStack() as stack:
         for path, replacement in patches.items():
             stack.enter_context(mock.patch(path, replacement))
-        for op in ("gated_resnet", "logistic_mixture", "device_words"):  # also names of functions
+        for op in ("gated_resnet_op", "logistic_mixture_op", "device_words"):
             module = import_module(f"dsmooth.functional.{op}")
             stack.enter_context(mock.patch.object(module, "triton_obstacle", return_value=None))
         stack.enter_context(use_impl("triton"))

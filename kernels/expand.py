@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth.philox import Stream
 
-from .geometry import IMAGES, PaddedImages, Tensors, cdiv, channels_of, planes_of, three
+from .geometry import Dropout, PaddedImages, Tensors, cdiv
 from .launch import launch
 
 STREAM = tl.constexpr(int(Stream.DROPOUT))
@@ -266,11 +266,8 @@ def expand(
     tensors: Tensors,
     rows: PaddedImages,
     h: Tensor,
+    dropout: Dropout,
     *,
-    layer: int,
-    first_image: int,
-    keep_from: int,
-    scale: float,
     inputs: bool = True,
     **gradients: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
@@ -281,24 +278,22 @@ def expand(
     plane of F. The forward writes only the margins of h's plane. The backward gives gates_ptr
     (B, 2F, H, W) and dy_ptr, and it also writes the margins of dh_ptr, all of d_gates_ptr, and its
     sums over each BLOCK_P rows, sums_ptr (blocks, 2F).
-
-    Dropout, of elements of `scale`, keeps the words >> 9 that are at least keep_from; first_image:
-    index of the first image in the batch whose mask is shared.
     """
-    x, f = tensors["x"], tensors["x"].shape[1]
-    planes = 1 + (1 + planes_of(tensors)) * inputs
+    x, f = tensors.images[0], tensors.channels[0]
+    planes = 1 + (1 + tensors.planes) * inputs
     expanded = rows.empty(x, 2 * f, planes=planes)
-    kept = rows.empty(x, f, dtype=torch.uint8) if "seed" in tensors else None
+    kept = rows.empty(x, f, dtype=torch.uint8) if dropout.seed is not None else None
     backward = ("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr")
     launch(
         operands_kernel,
         (blocks_of(rows) * cdiv(f, BLOCK_F.value), planes + bool(gradients)), x.device,
-        x=three(tensors, IMAGES) if inputs else None, h_ptr=h, e_ptr=expanded,
-        kept_ptr=kept, seed_ptr=tensors.get("seed"), **dict.fromkeys(backward) | gradients,
-        layer=layer, keep_from=keep_from,
-        first_pixel=first_image * rows.height * rows.width, margin=rows.margin,
+        x=(*tensors.images, x, x)[:3] if inputs else None, h_ptr=h, e_ptr=expanded,
+        kept_ptr=kept, seed_ptr=dropout.seed, **dict.fromkeys(backward) | gradients,
+        layer=dropout.layer, keep_from=dropout.keep_from,
+        first_pixel=dropout.first_image * rows.height * rows.width, margin=rows.margin,
         total=rows.total + rows.margin, plane_stride=expanded.stride(0), size=rows.size,
-        CHANNELS=channels_of(tensors), SCALE=scale, ABOVE=rows.above, BEFORE=rows.before,
+        CHANNELS=(*tensors.channels, 0, 0)[:3], SCALE=dropout.scale,
+        ABOVE=rows.above, BEFORE=rows.before,
         num_warps=4,
     )  # fmt: skip
     return expanded, kept

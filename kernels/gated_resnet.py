@@ -26,20 +26,25 @@ from .gated_resnet_kernels import (
     parameter_gradient_kernel,
 )
 from .geometry import (
-    IMAGES,
     POINT,
+    Dropout,
     Geometry,
     PaddedImages,
     Taps,
     Tensors,
     cdiv,
-    channels_of,
     packed_sizes,
-    planes_of,
-    three,
 )
 from .launch import arithmetic_of, launch
 from .weights import pack, unpacking
+
+
+class Saved(NamedTuple):
+    """What the forward keeps for the backward."""
+
+    h: Tensor  # (B, F, H, W), channels_last
+    gates: Tensor  # A and G, (B, 2F, H, W), channels_last
+    packed: Tensor  # the packed weights
 
 
 class Shape(NamedTuple):
@@ -54,12 +59,10 @@ class Shape(NamedTuple):
     capability: int
 
     @classmethod
-    def of(cls, tensors: Tensors, pad_top: int, pad_left: int) -> Shape:
-        x, planes = tensors["x"], planes_of(tensors)
-        kh, kw = tensors["conv_in"].shape[2:]
-        taps = Taps(kh, kw, pad_top, pad_left)
+    def of(cls, tensors: Tensors, taps: Taps) -> Shape:
+        x = tensors.images[0]
         rows = PaddedImages.of(x.shape, taps)
-        return cls(rows, x.shape[1], planes, taps, x.dtype, *arithmetic_of(x))
+        return cls(rows, x.shape[1], tensors.planes, taps, x.dtype, *arithmetic_of(x))
 
     def geometry(self, taps: Taps, tiling: tilings.MatmulTiling) -> Geometry:
         """The constants of a matmul with these taps."""
@@ -82,79 +85,76 @@ class Shape(NamedTuple):
         }
 
 
-def forward(tensors: Tensors, pad_top: int, pad_left: int, **dropout: Any) -> None:
-    """Write the packed weights, y and, if a backward follows, h (B, F, H, W), A and G.
-
-    tensors: operands, "packed", "y" (B, F, H, W), and "h" and "gates" (B, 2F, H, W) or neither.
-    All images are channels_last. dropout: as `expand` takes it.
-    """
-    x, f = tensors["x"], tensors["x"].shape[1]
-    shape = Shape.of(tensors, pad_top, pad_left)
-    gates = tensors.get("gates")
-    sizes = packed_sizes(tensors, gates is not None)
-    w_hidden, w_out, *adjoint = tensors["packed"].split(sizes)
+def forward(tensors: Tensors, taps: Taps, dropout: Dropout, y: Tensor, saved: Saved | None) -> None:
+    """Write y (B, F, H, W), channels_last, and what is saved if a backward follows."""
+    x, f = tensors.images[0], tensors.channels[0]
+    shape = Shape.of(tensors, taps)
+    sizes = packed_sizes(tensors, adjoint=saved is not None)
+    h = torch.empty_like(x) if saved is None else saved.h
+    gates = None if saved is None else saved.gates
+    packed = x.new_empty(sum(sizes)) if saved is None else saved.packed
+    w_hidden, w_out, *adjoint = packed.split(sizes)
     pack(tensors, w_hidden, w_out, *adjoint)
-    h = torch.empty_like(x) if gates is None else tensors["h"]
-    e, kept = expand(tensors, shape.rows, h, **dropout)
+    e, kept = expand(tensors, shape.rows, h, dropout)
+    conv_in, conv_out, *nin = tensors.weights
     programs, arguments = shape.matmul(shape.taps, 2 * f, f, shape.planes)
     launch(
         hidden_kernel, (programs,), x.device,
-        e_ptr=e, w_ptr=w_hidden, bias_ptr=tensors["bias_in"], nin_bias_ptr=tensors.get("bias_nin"),
+        e_ptr=e, w_ptr=w_hidden, bias_ptr=conv_in.bias, nin_bias_ptr=nin[0].bias if nin else None,
         h_ptr=h, kept_ptr=kept, eh_ptr=e[-1], plane_stride=e.stride(0),
-        F=f, PLANES=shape.planes, SCALE=dropout["scale"], **arguments,
+        F=f, PLANES=shape.planes, SCALE=dropout.scale, **arguments,
     )  # fmt: skip
     programs, arguments = shape.matmul(shape.taps, 2 * f, 2 * f)
     launch(
         gate_kernel, (programs,), x.device,
-        e_ptr=e[-1], w_ptr=w_out, bias_ptr=tensors["bias_out"],
-        image_bias_ptr=tensors.get("image_bias"), x_ptr=x, y_ptr=tensors["y"], gates_ptr=gates,
+        e_ptr=e[-1], w_ptr=w_out, bias_ptr=conv_out.bias,
+        image_bias_ptr=tensors.image_bias, x_ptr=x, y_ptr=y, gates_ptr=gates,
         F=f, **arguments,
     )  # fmt: skip
 
 
-def backward(tensors: Tensors, pad_top: int, pad_left: int, **dropout: Any) -> None:
-    """Write the gradients, "grad_" and an operand's name: of all images, and of all parameters or
-    of none.
+def backward(
+    tensors: Tensors, taps: Taps, dropout: Dropout, saved: Saved, grad_y: Tensor, grads: Tensors
+) -> None:
+    """Write the gradients: of all images, and of all parameters or of none.
 
-    tensors: those of `forward` but y, "grad_y", and the gradients. Images are channels_last.
+    grad_y: of y, channels_last.
     """
-    x, f = tensors["x"], tensors["x"].shape[1]
-    shape = Shape.of(tensors, pad_top, pad_left)
-    rows, parameters = shape.rows, "grad_conv_in" in tensors
-    h, grad_y = tensors["h"], tensors["grad_y"]
-    sizes = packed_sizes(tensors, True)
-    _, _, w_in_adjoint, w_out_adjoint, w_nin_adjoint = tensors["packed"].split(sizes)
+    x, f = tensors.images[0], tensors.channels[0]
+    shape = Shape.of(tensors, taps)
+    rows, (h, gates, packed) = shape.rows, saved
+    sizes = packed_sizes(tensors, adjoint=True)
+    _, _, w_in_adjoint, w_out_adjoint, w_nin_adjoint = packed.split(sizes)
     programs, arguments = shape.matmul(shape.taps.adjoint(), 2 * f, 2 * f)
     d_gates, dh = rows.empty(x, 2 * f)[0], rows.empty(x, f)[0]
     out_sums = _sums(x, blocks_of(rows), 2 * f)
     in_sums = _sums(x, cdiv(rows.pixels, arguments["G"].block_p), f)
     e, kept = expand(
-        tensors, rows, h, inputs=parameters, **dropout, d_gates_ptr=d_gates, dh_ptr=dh,
-        gates_ptr=tensors["gates"], dy_ptr=grad_y, sums_ptr=out_sums,
+        tensors, rows, h, dropout, inputs=bool(grads.weights), d_gates_ptr=d_gates, dh_ptr=dh,
+        gates_ptr=gates, dy_ptr=grad_y, sums_ptr=out_sums,
     )  # fmt: skip
     launch(
         hidden_gradient_kernel, (programs,), x.device,
         g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h, kept_ptr=kept, dh_ptr=dh, sums_ptr=in_sums,
-        F=f, SCALE=dropout["scale"], **arguments,
+        F=f, SCALE=dropout.scale, **arguments,
     )  # fmt: skip
     first_program, unpacked = 0, None
-    if parameters:
+    if grads.weights:
         parts = _weight_gradients(shape, e, dh, d_gates)
-        first_program, unpacked = unpacking(parts, (in_sums, out_sums), tensors)
-    if "grad_image_bias" in tensors:
+        first_program, unpacked = unpacking(parts, (in_sums, out_sums), tensors, grads)
+    if (out := grads.image_bias) is not None:
         # The rows of an image are contiguous, and the padding between its pixels is zero.
         size = rows.batch, (rows.height + rows.above) * rows.pitch, 2 * f
         per_image = d_gates[: size[0] * size[1]].view(size)
-        out = tensors["grad_image_bias"]
         torch.sum(per_image, 1, dtype=out.dtype, out=out)
     programs, arguments = shape.matmul(shape.taps.adjoint(), f, 2 * f)
     geometry = arguments["G"]
     launch(
         last_gradients_kernel, (first_program + programs * (1 + shape.planes),), x.device,
         g_ptr=dh, w_ptr=w_in_adjoint, nin_ptr=w_nin_adjoint if shape.planes else w_in_adjoint,
-        x=three(tensors, IMAGES), dy_ptr=grad_y, dx=three(tensors, IMAGES, "grad_"),
+        x=(*tensors.images, x, x)[:3], dy_ptr=grad_y, dx=(*grads.images, x, x)[:3],
         programs=max(1, programs), first_program=first_program, unpacked=unpacked,
-        CHANNELS=channels_of(tensors),
+        CHANNELS=(*tensors.channels, 0, 0)[:3],
         POINT=geometry._replace(taps=POINT), point_steps=cdiv(f, geometry.block_k), **arguments,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""A gated resnet's tensors by name, taps of its convolutions, and images as rows of a matmul."""
+"""A gated resnet's tensors, taps of its convolutions, and images as rows of a matmul."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,8 +10,47 @@ from torch import Tensor
 
 MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may extend beyond the end
 ROW_BLOCK = 128  # largest number of rows per program; smaller block sizes divide it
-IMAGES = ("x", "skip", "skip_2")
-Tensors = Mapping[str, Tensor]  # as gated_resnet.def names them; what is absent is left out
+
+
+class Weight(NamedTuple):
+    """A convolution with weight norm, or without if gain is None; or its gradients."""
+
+    v: Tensor  # (D, C, kh, kw)
+    bias: Tensor  # (D,)
+    gain: Tensor | None  # (D,)
+
+
+class Tensors(NamedTuple):
+    """The tensors of a gated resnet, or their gradients."""
+
+    images: tuple[Tensor, ...]  # x (B, F, H, W), then one or two skips or none; channels_last
+    weights: tuple[Weight, ...]  # conv_in, conv_out, with skips nin_skip; () for no gradients
+    image_bias: Tensor | None  # (B, 2F)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each image."""
+        return tuple([image.shape[1] for image in self.images])
+
+    @property
+    def planes(self) -> int:
+        """Number of planes of F channels that hold the skips."""
+        f, *skips = self.channels
+        return sum(cdiv(channels, f) for channels in skips)
+
+
+class Dropout(NamedTuple):
+    """Dropout, of elements of `scale`, keeps the words >> 9 that are at least keep_from.
+
+    seed: of Philox, int64, or None without dropout. first_image: index of the first image in the
+    batch whose mask is shared.
+    """
+
+    seed: Tensor | None
+    layer: int
+    first_image: int
+    keep_from: int
+    scale: float
 
 
 class Taps(NamedTuple):
@@ -122,28 +161,10 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def three(tensors: Tensors, names: Sequence[str], prefix: str = "") -> tuple[Tensor, ...]:
-    """The tensors of three names, each after the prefix. The first takes the place of one that is
-    absent, which the kernels ignore."""
-    first = tensors[prefix + names[0]]
-    return tuple(tensors.get(prefix + name, first) for name in names)
-
-
-def channels_of(tensors: Tensors) -> tuple[int, ...]:
-    """Of x, skip and skip_2; 0 if absent."""
-    return tuple(tensors[name].shape[1] if name in tensors else 0 for name in IMAGES)
-
-
-def planes_of(tensors: Tensors) -> int:
-    """Number of planes of F channels that hold the skips."""
-    f, *skips = channels_of(tensors)
-    return sum(cdiv(channels, f) for channels in skips)
-
-
 def packed_sizes(tensors: Tensors, adjoint: bool) -> list[int]:
     """Sizes of the parts of the packed weights: (F, (T + planes) 2F) for conv_in, then nin_skip;
     (2F, T 2F) for conv_out; the adjoints (2F, T F) of conv_in, (2F, T 2F) of conv_out and, per
     plane, (2F, F) of nin_skip."""
-    f, _, kh, kw = tensors["conv_in"].shape
-    conv, nin = 2 * f * f * kh * kw, 2 * f * f * planes_of(tensors)
+    f, _, kh, kw = tensors.weights[0].v.shape
+    conv, nin = 2 * f * f * kh * kw, 2 * f * f * tensors.planes
     return [conv + nin, 2 * conv, *[conv, 2 * conv, nin] * adjoint]

@@ -16,16 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Tensors, cdiv, channels_of, planes_of, three
+from .geometry import Tensors, cdiv
 from .launch import launch
 
 BLOCK_D = tl.constexpr(8)  # filters per program
 BLOCK_K = tl.constexpr(256)
 BLOCK_S = tl.constexpr(4)  # partial sums of a gradient that are added at once
-# Names of the tensors of a gated resnet.
-WEIGHTS = ("conv_in", "conv_out", "nin_skip")
-GAINS = ("gain_in", "gain_out", "gain_nin")
-BIASES = ("bias_in", "bias_out", "bias_nin")
 
 
 @triton.jit
@@ -119,6 +115,10 @@ def pack_kernel(
         pid -= blocks
 
 
+def _three(x: Any) -> Any:
+    return (*x, x[0])[:3]
+
+
 def strides_of(v: Tensor) -> tuple[int, int, int]:
     """Strides of filter, channel and tap of a dense weight."""
     _, channels, rows, cols = v.shape
@@ -128,20 +128,22 @@ def strides_of(v: Tensor) -> tuple[int, int, int]:
 
 def pack(tensors: Tensors, hidden: Tensor, out: Tensor, *adjoint: Tensor) -> None:
     """Write a gated resnet's weights into the parts of `geometry.packed_sizes`."""
-    weights = three(tensors, WEIGHTS)
+    weights = [weight.v for weight in tensors.weights]
+    gains = [weight.gain for weight in tensors.weights]
     launch(
         pack_kernel, (programs_of(tensors),), hidden.device,
-        v=weights, gain=three(tensors, GAINS) if "gain_in" in tensors else None,
-        strides=tuple(map(strides_of, weights)),
+        v=_three(weights), gain=None if gains[0] is None else _three(gains),
+        strides=tuple(map(strides_of, _three(weights))),
         hidden_ptr=hidden, out_ptr=out, adjoint=adjoint or None,
-        CHANNELS=channels_of(tensors), T=weights[0].shape[2:].numel(), PLANES=planes_of(tensors),
+        CHANNELS=(*tensors.channels, 0, 0)[:3], T=weights[0].shape[2:].numel(),
+        PLANES=tensors.planes,
         num_warps=8,
     )  # fmt: skip
 
 
 def programs_of(tensors: Tensors) -> int:
     """Number of programs that each have BLOCK_D filters of one of the weights."""
-    return sum(cdiv(tensors[name].shape[0], BLOCK_D.value) for name in WEIGHTS if name in tensors)
+    return sum(cdiv(weight.v.shape[0], BLOCK_D.value) for weight in tensors.weights)
 
 
 @triton.jit
@@ -239,7 +241,7 @@ def unpack_block(
 
 
 def unpacking(
-    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], tensors: Tensors
+    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], tensors: Tensors, grads: Tensors
 ) -> tuple[int, tuple[Any, ...]]:
     """The number of programs that write the gradients of parameters, and their argument: partial
     sums of weights and biases, their numbers, and for each weight the tensors of its filters.
@@ -248,12 +250,11 @@ def unpacking(
     sums: of the biases' gradients, (blocks, F) and (blocks, 2F).
     """
     counts = parts[0].shape[0], sums[0].shape[0], sums[1].shape[0]
-    weights, d_weights, d_biases = (
-        three(tensors, WEIGHTS), three(tensors, WEIGHTS, "grad_"), three(tensors, BIASES, "grad_")
-    )  # fmt: skip
-    gains, d_gains = (
-        three(tensors, GAINS, prefix) if "gain_in" in tensors else None for prefix in ("", "grad_")
-    )
+    weights = _three([weight.v for weight in tensors.weights])
+    d_weights, d_biases, d_gains = map(_three, zip(*grads.weights, strict=True))
+    gains = _three([weight.gain for weight in tensors.weights])
+    if gains[0] is None:
+        gains = d_gains = None
     strides = tuple(map(strides_of, weights))
     per_weight = weights, gains, d_weights, d_gains, d_biases, strides
     return programs_of(tensors), (parts, sums, counts, *per_weight)

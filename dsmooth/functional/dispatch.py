@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,7 +16,11 @@ from .. import _extension
 from ..fields import check_one_of
 
 Function = TypeVar("Function", bound=Callable[..., object])
-Grads = list[Tensor | None]
+Operands = TypeVar("Operands", bound="tuple[Tensor | None, ...]")
+Call = TypeVar("Call", contravariant=True)
+Grads = TypeVar("Grads", bound="tuple[Tensor | None, ...]")  # of the operands
+Tensors = tuple[Tensor, ...]
+Needs = Sequence[bool]  # which gradients are needed
 Impl = Literal["auto", "reference", "triton", "native"]
 _IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)
@@ -142,37 +146,80 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
+class Backend(Protocol[Operands, Call, Grads]):
+    """An implementation of an op: what it allocates and what it computes.
+
+    operands: a NamedTuple of the op's tensors, checked; call: one of its other arguments.
+    """
+
+    def obstacle(self, operands: Operands) -> str | None:
+        """The reason why it cannot compute on these operands, or None."""
+
+    def cast(self, operands: Operands) -> Operands:
+        """The operands in the dtypes that the operator takes; differentiable."""
+
+    def results(self, operands: Operands, call: Call) -> Tensors:
+        """The result, then the tensors that the backward reads, all uninitialised."""
+
+    def forward(self, operands: Operands, call: Call, results: Tensors) -> None:
+        """Write the results."""
+
+    def gradients(self, operands: Operands, call: Call, needs: Needs) -> Grads:
+        """The tensors that `backward` writes, uninitialised: at least the needed gradients."""
+
+    def backward(
+        self, operands: Operands, call: Call, saved: Tensors, grad: Tensor, grads: Grads
+    ) -> None:
+        """Write the gradients. saved: the results but the first; grad: the gradient of that."""
+
+
 def register_op(
     name: str,
-    tensors: Sequence[str],
-    options: str,
-    saved: int,
-    forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., Grads],
+    operands: Callable[..., Operands],
+    call: Callable[..., Call],
+    n_results: int,
+    backends: Mapping[Impl, Backend[Operands, Call, Grads]],
 ) -> tuple[OpOverload, OpOverload]:
     """Register an operator and the one of its gradients; return both.
 
-    dsmooth::NAME returns a result, which is differentiable, and `saved` tensors for the backward;
-    dsmooth::NAME_backward returns the gradients. Unlike `torch.library.custom_op`, this does not
-    import torch's compiler. Each tensor is an argument: torch unpacks lists of tensors in Python at
-    every call.
+    dsmooth::NAME takes the fields of two NamedTuples, `operands` and then `call`, whose `impl`
+    names the backend. It returns n_results tensors, of which the first is differentiable.
+    dsmooth::NAME_backward takes the gradient of that, the other results, the arguments of
+    dsmooth::NAME and which gradients are needed. It returns the gradients, empty if not needed.
 
-    tensors, options: declarations of the arguments. forward(compute, *tensors, *options) returns
-    the results; without `compute` they are uninitialised, for torch's tracers. backward(compute,
-    grad, *saved, *tensors, *options, needs) returns the gradient of each tensor, or None.
+    Unlike `torch.library.custom_op`, this does not import torch's compiler. Each tensor is an
+    argument: torch unpacks lists of tensors in Python at every call.
     """
-    results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(tensors)))
-    forward_op = _define(name, f"({', '.join(tensors)}, {options}) -> ({results})", forward)
+    tensors, options = _declared(operands), _declared(call)
+    count, n_saved = len(tensors), n_results - 1
 
-    def filled(compute: bool, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        """The gradients, with an empty tensor in place of None."""
-        grads = backward(compute, grad, *args)
-        return tuple([grad.new_empty(0) if tensor is None else tensor for tensor in grads])
+    def typed(flat: Sequence[Any]) -> tuple[Backend[Operands, Call, Grads], Operands, Call]:
+        arguments: Any = call(*flat[count:])
+        return backends[arguments.impl], operands(*flat[:count]), arguments
 
-    kept = ", ".join([*(f"Tensor saved_{i}" for i in range(saved)), *tensors])
-    declared = f"(Tensor grad, {kept}, {options}, bool[] needs) -> ({grads})"
-    backward_op = _define(f"{name}_backward", declared, filled)
-    count = len(tensors)
+    def forward(compute: bool, *flat: Any) -> Tensors:
+        """The results; without `compute` uninitialised, for torch's tracers."""
+        backend, given, arguments = typed(flat)
+        results = backend.results(given, arguments)
+        if compute:
+            backend.forward(given, arguments, results)
+        return results
+
+    def backward(compute: bool, grad: Tensor, *flat: Any) -> Tensors:
+        saved, flat, needs = flat[:n_saved], flat[n_saved:-1], flat[-1]
+        backend, given, arguments = typed(flat)
+        grads = backend.gradients(given, arguments, needs)
+        if compute:
+            backend.backward(given, arguments, saved, grad, grads)
+        pairs = zip(grads, needs, strict=True)
+        return tuple([t if need and t is not None else grad.new_empty(0) for t, need in pairs])
+
+    inputs = ", ".join([*tensors, *options])
+    outputs, gradients = (", ".join(["Tensor"] * n) for n in (n_results, count))
+    forward_op = _define(name, f"({inputs}) -> ({outputs})", forward)
+    kept = "".join(f"Tensor saved_{i}, " for i in range(n_saved))
+    declared = f"(Tensor grad, {kept}{inputs}, bool[] needs) -> ({gradients})"
+    backward_op = _define(f"{name}_backward", declared, backward)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)  # of the saved tensors
@@ -194,6 +241,15 @@ def register_op(
     torch.library.register_autograd(f"dsmooth::{name}", differentiate, setup_context=keep)
     torch.library.register_autograd(f"dsmooth::{name}_backward", refuse)
     return forward_op, backward_op
+
+
+def _declared(kind: Callable[..., object]) -> list[str]:
+    """The fields of a NamedTuple as a schema declares arguments."""
+    names = {Tensor: "Tensor", Tensor | None: "Tensor?"}
+    return [
+        f"{'str' if get_origin(hint) is Literal else names.get(hint) or hint.__name__} {name}"
+        for name, hint in get_type_hints(kind).items()
+    ]
 
 
 def _define(op: str, schema: str, function: Callable[..., object]) -> OpOverload:

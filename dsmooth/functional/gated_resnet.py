@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import Stream, draw_seed, philox4x32, seed_words
-from .dispatch import Impl, autocast_dtype, choose, native_obstacle, resolve_impl, triton_obstacle
-from .gated_resnet_op import MAX_TAPS, forward_op
-from .gated_resnet_operands import FIELDS, Affine, Operands, Settings, check_operands, operands_of
+from .dispatch import Impl, choose, resolve_impl
+from .gated_resnet_op import BACKENDS, forward_op
+from .gated_resnet_operands import Affine, GatedResnetCall, Operands, check_operands, operands_of
 from .shifted_conv import Shift, concat_elu_inner, fold_weight_norm, shifted_conv2d_inner
 
 
@@ -66,56 +66,40 @@ def gated_resnet(
             f"gains must be empty or {count} tensors, one per weight, got {len(gains)}"
         )
     operands = operands_of(x, conv_in, conv_out, skips, nin_skip, gains, image_bias, seed)
-    settings = Settings(shift, dropout, layer, first_image)
-    check_operands(operands, settings)
-    settings = settings._replace(dropout=float(dropout))
+    call = GatedResnetCall(shift, dropout, layer, first_image, resolve_impl(impl))
+    check_operands(operands, call)
     if dropout == 0:
-        operands.pop("seed", None)
-        settings = Settings(shift)
+        operands, call = operands._replace(seed=None), GatedResnetCall(shift, impl=call.impl)
     elif seed is None:
-        operands["seed"] = draw_seed(x.device)
-    return gated_resnet_inner(operands, settings, resolve_impl(impl))
+        operands = operands._replace(seed=draw_seed(x.device))
+    return gated_resnet_inner(operands, call._replace(dropout=float(dropout)))
 
 
-def gated_resnet_inner(operands: Operands, settings: Settings, impl: Impl = "auto") -> Tensor:
+def gated_resnet_inner(operands: Operands, call: GatedResnetCall) -> Tensor:
     """`gated_resnet` of its operands; with a seed only if there is dropout."""
-    x = operands["x"]
-    dtype = autocast_dtype(x) or x.dtype
-
-    def obstacle(chosen: Impl) -> str | None:
-        if chosen == "triton":
-            return triton_obstacle(x.device, dtype)
-        taps = operands["conv_in"][0, 0].numel()
-        if taps > MAX_TAPS:
-            return f"the extension supports kernels of at most {MAX_TAPS} taps, got {taps}"
-        return native_obstacle(x.device.type, dtype)
-
-    chosen = choose("gated_resnet", impl, x.device, obstacle)
-    if chosen == "reference":
-        return _reference(operands, settings)
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
-    operands = {name: t.to(dtypes[FIELDS[name].dtype]) for name, t in operands.items()}
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in operands.values())
-    return forward_op(*[operands.get(name) for name in FIELDS], *settings, chosen, save)[0]
+    device = operands.x.device
+    impl = choose("gated_resnet", call.impl, device, lambda i: BACKENDS[i].obstacle(operands))
+    if impl == "reference":
+        return _reference(operands, call)
+    cast = BACKENDS[impl].cast(operands)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in cast)
+    return forward_op(*cast, *call._replace(impl=impl, save=save))[0]
 
 
-def _reference(operands: Operands, settings: Settings) -> Tensor:
+def _reference(operands: Operands, call: GatedResnetCall) -> Tensor:
     """The equation of `gated_resnet`, line for line."""
-    x, shift = operands["x"], settings.shift
-    conv_in = fold_weight_norm(operands["conv_in"], operands.get("gain_in"))
-    h = shifted_conv2d_inner(concat_elu_inner(x), conv_in, operands["bias_in"], shift)
-    if "skip" in operands:
-        skips = [operands[name] for name in ("skip", "skip_2") if name in operands]
-        a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
-        nin = fold_weight_norm(operands["nin_skip"], operands.get("gain_nin"))
-        h = h + F.conv2d(concat_elu_inner(a), nin, operands["bias_nin"])
+    x, skip, skip_2, v_in, bias_in, v_out, bias_out, v_nin, bias_nin, *_ = operands
+    conv_in = fold_weight_norm(v_in, operands.gain_in)
+    h = shifted_conv2d_inner(concat_elu_inner(x), conv_in, bias_in, call.shift)
+    if skip is not None and v_nin is not None:
+        a = skip if skip_2 is None else torch.cat([skip, skip_2], dim=1)
+        h = h + F.conv2d(concat_elu_inner(a), fold_weight_norm(v_nin, operands.gain_nin), bias_nin)
     h = concat_elu_inner(h)
-    if "seed" in operands:
-        h = drop(h, settings, operands["seed"])
-    conv_out = fold_weight_norm(operands["conv_out"], operands.get("gain_out"))
-    gates = shifted_conv2d_inner(h, conv_out, operands["bias_out"], shift)
-    return apply_gates(x, gates, operands.get("image_bias"))
+    if operands.seed is not None:
+        h = drop(h, call, operands.seed)
+    conv_out = fold_weight_norm(v_out, operands.gain_out)
+    gates = shifted_conv2d_inner(h, conv_out, bias_out, call.shift)
+    return apply_gates(x, gates, operands.image_bias)
 
 
 def apply_gates(x: Tensor, gates: Tensor, image_bias: Tensor | None) -> Tensor:
@@ -126,13 +110,13 @@ def apply_gates(x: Tensor, gates: Tensor, image_bias: Tensor | None) -> Tensor:
     return x.to(a.dtype) + a * torch.sigmoid(g)
 
 
-def drop(h: Tensor, settings: Settings, seed: Tensor) -> Tensor:
+def drop(h: Tensor, call: GatedResnetCall, seed: Tensor) -> Tensor:
     """Dropout of concat_elu(h)."""
-    factors = dropout_factors(h.shape, settings, seed).to(h.dtype)
+    factors = dropout_factors(h.shape, call, seed).to(h.dtype)
     return torch.where(factors > 0, h * factors, 0)
 
 
-def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:
+def dropout_factors(shape: torch.Size, call: GatedResnetCall, seed: Tensor) -> Tensor:
     """The dropout factors of concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
     Element i, in (B, H, W, 2F) order of the larger batch, uses word i % 4 of the Philox call at
@@ -141,11 +125,11 @@ def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tens
     """
     batch, channels, rows, cols = shape
     count = batch * channels * rows * cols
-    first = settings.first_image * (count // max(batch, 1))
-    call = torch.arange(first // 4, (first + count + 3) // 4, device=seed.device)
-    rest = [torch.full_like(call, word) for word in (settings.layer, int(Stream.DROPOUT))]
-    counter = torch.stack([call, call >> 32, *rest], dim=-1)
+    first = call.first_image * (count // max(batch, 1))
+    group = torch.arange(first // 4, (first + count + 3) // 4, device=seed.device)
+    rest = [torch.full_like(group, word) for word in (call.layer, int(Stream.DROPOUT))]
+    counter = torch.stack([group, group >> 32, *rest], dim=-1)
     words = philox4x32(counter, seed_words(seed)).flatten()[first % 4 :][:count]
-    kept = (words >> 9) >= settings.keep_from
-    factors = kept.double() * settings.scale
+    kept = (words >> 9) >= call.keep_from
+    factors = kept.double() * call.scale
     return factors.view(batch, rows, cols, channels).permute(0, 3, 1, 2)

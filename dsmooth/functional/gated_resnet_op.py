@@ -5,121 +5,181 @@ Operands are in the memory formats of the field table, and gradients in those of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import Grads, Impl, register_op
-from .gated_resnet_operands import FIELDS, Operands, Settings
+from .dispatch import Backend, Impl, Needs, Tensors, native_obstacle, register_op, triton_obstacle
+from .gated_resnet_operands import GatedResnetCall, Operands, dtype_of
 from .shifted_conv import padding_of
 
 MAX_TAPS = 64  # of the extension
-WEIGHTS = {*(name for name, field in FIELDS.items() if field.is_parameter), "bias_nin"}
 
 
-def _forward(compute: bool, *arguments: Any) -> tuple[Tensor, ...]:
-    """y, h (B, F, H, W), gates (B, 2F, H, W), channels_last, and the packed weights of Triton; all
-    but y are empty unless a backward follows (`save`)."""
-    operands, settings, impl, save = _grouped(arguments)
-    x = operands["x"]
-    batch, filters, rows, cols = x.shape
-    results = {"y": torch.empty_like(x, memory_format=torch.channels_last)}
-    if save:
-        results["h"] = torch.empty_like(results["y"])
-        results["gates"] = x.new_empty((batch, rows, cols, 2 * filters)).permute(0, 3, 1, 2)
-    if impl == "triton":
+class _Shared:
+    """What both implementations have in common: dtypes, memory formats and saved tensors."""
+
+    def cast(self, operands: Operands) -> Operands:
+        dtype = dtype_of(operands)
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
+        pairs = operands.zipped()
+        cast: list[Any] = [t if t is None else t.to(dtypes[field.dtype]) for t, field in pairs]
+        return Operands(*cast)
+
+    def packed_size(self, operands: Operands) -> int:
+        """Number of packed weights that the forward saves."""
+        return 0
+
+    def results(self, operands: Operands, call: GatedResnetCall) -> Tensors:
+        """y, h (B, F, H, W), gates (B, 2F, H, W), channels_last, and packed weights; all but y are
+        empty unless a backward follows."""
+        x = operands.x
+        batch, filters, rows, cols = x.shape
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        if not call.save:
+            return y, x.new_empty(0), x.new_empty(0), x.new_empty(0)
+        gates = x.new_empty((batch, rows, cols, 2 * filters)).permute(0, 3, 1, 2)
+        return y, torch.empty_like(y), gates, x.new_empty(self.packed_size(operands))
+
+    def gradients(self, operands: Operands, call: GatedResnetCall, needs: Needs) -> Operands:
+        """Those of all images, and of all parameters or of none."""
+        formats, pairs = _formats(operands), operands.zipped()
+        frozen = not any(
+            n and field.is_parameter for n, (_, field) in zip(needs, pairs, strict=True)
+        )
+        return Operands._make([
+            None
+            if t is None or field.dtype == "Int64" or (frozen and field.is_parameter)
+            else torch.empty_like(t, memory_format=formats[field.layout])
+            for t, field in pairs
+        ])  # fmt: skip
+
+
+class Native(_Shared):
+    """The extension, which takes tensors by the names of the field table."""
+
+    def obstacle(self, operands: Operands) -> str | None:
+        taps = operands.conv_in[0, 0].numel()
+        if taps > MAX_TAPS:
+            return f"the extension supports kernels of at most {MAX_TAPS} taps, got {taps}"
+        return native_obstacle(operands.x.device.type, dtype_of(operands))
+
+    def forward(self, operands: Operands, call: GatedResnetCall, results: Tensors) -> None:
+        y, h, gates, _ = results
+        written = {"y": y, "h": h, "gates": gates} if call.save else {"y": y}
+        tensors = ordered(operands).named() | written
+        _extension.extension().gated_resnet_forward(tensors, **self._numbers(operands, call))
+
+    def backward(
+        self,
+        operands: Operands,
+        call: GatedResnetCall,
+        saved: Tensors,
+        grad: Tensor,
+        grads: Operands,
+    ) -> None:
+        grad_y, h, gates = map(_channels_last, (grad, *saved[:2]))
+        read = ordered(operands).named() | {"grad_y": grad_y, "h": h, "gates": gates}
+        written = grads._replace(bias_nin=None).named("grad_")
+        _extension.extension().gated_resnet_backward(
+            read | written, **self._numbers(operands, call)
+        )
+        if grads.bias_nin is not None:  # it is added to h as bias_in is
+            grads.bias_nin.copy_(grads.bias_in)
+
+    def _numbers(self, operands: Operands, call: GatedResnetCall) -> dict[str, float]:
+        top, left = padding_of(operands.conv_in, call.shift)
+        return {
+            "pad_top": top, "pad_left": left, "layer": call.layer, "first_image": call.first_image,
+            "keep_from": call.keep_from, "scale": call.scale, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+
+
+class Triton(_Shared):
+    """The Triton kernels, which pack the weights."""
+
+    def obstacle(self, operands: Operands) -> str | None:
+        return triton_obstacle(operands.x.device, dtype_of(operands))
+
+    def packed_size(self, operands: Operands) -> int:
         from ..kernels.geometry import packed_sizes
 
-        results["packed"] = x.new_empty(sum(packed_sizes(operands, save)))
-    if compute:
-        _run("forward", impl, ordered(operands) | results, settings)
-    for name in ("h", "gates", "packed"):
-        if not save or name not in results:
-            results[name] = x.new_empty(0)
-    return tuple(results[name] for name in ("y", "h", "gates", "packed"))
+        return sum(packed_sizes(_grouped(operands), adjoint=True))
 
-
-def _backward(
-    compute: bool, grad_y: Tensor, h: Tensor, gates: Tensor, packed: Tensor, *arguments: Any
-) -> Grads:
-    """arguments: those of `_forward`, and which gradients are needed."""
-    operands, settings, impl, _ = _grouped(arguments[:-1])
-    needed = {name for name, need in zip(FIELDS, arguments[-1], strict=True) if need}
-    frozen = needed.isdisjoint(WEIGHTS)
-    tensors = ordered(operands)
-    grads = {
-        name: torch.empty_like(tensor)
-        for name, tensor in tensors.items()
-        if name != "seed" and not (frozen and name in WEIGHTS)
-    }
-    if compute:
-        # Hooks on saved tensors may return them in another memory order.
-        for name, image in (("grad_y", grad_y), ("h", h), ("gates", gates)):
-            tensors[name] = image.contiguous(memory_format=torch.channels_last)
-        tensors |= {f"grad_{name}": grad for name, grad in grads.items()}
-        if impl == "triton":
-            tensors["packed"] = packed.contiguous()
-            _run("backward", impl, tensors, settings)
-        else:
-            bias_nin = tensors.pop("grad_bias_nin", None)
-            _run("backward", impl, tensors, settings)
-            if bias_nin is not None:  # it is added to h as bias_in is
-                bias_nin.copy_(grads["bias_in"])
-    return [grads.get(name) if name in needed else None for name in FIELDS]
-
-
-def _run(direction: str, impl: Impl, tensors: dict[str, Tensor], settings: Settings) -> None:
-    """Have the extension or the Triton kernels write results and gradients, which are `tensors`."""
-    top, left = padding_of(tensors["conv_in"], settings.shift)
-    numbers = {
-        "pad_top": top,
-        "pad_left": left,
-        "layer": settings.layer,
-        "first_image": settings.first_image,
-        "keep_from": settings.keep_from,
-        "scale": settings.scale,
-    }
-    if impl == "triton":
+    def forward(self, operands: Operands, call: GatedResnetCall, results: Tensors) -> None:
         from ..kernels import gated_resnet as kernels
 
-        getattr(kernels, direction)(tensors, **numbers)
-    else:
-        native = getattr(_extension.extension(), f"gated_resnet_{direction}")
-        native(tensors, **numbers, threads=torch.get_num_threads())
+        y, *saved = results
+        kernels.forward(
+            *_arguments(operands, call), y, kernels.Saved(*saved) if call.save else None
+        )
+
+    def backward(
+        self,
+        operands: Operands,
+        call: GatedResnetCall,
+        saved: Tensors,
+        grad: Tensor,
+        grads: Operands,
+    ) -> None:
+        from ..kernels import gated_resnet as kernels
+
+        grad_y, h, gates = map(_channels_last, (grad, *saved[:2]))
+        kept = kernels.Saved(h, gates, saved[2].contiguous())
+        kernels.backward(*_arguments(operands, call), kept, grad_y, _grouped(grads))
 
 
-def ordered(operands: Operands) -> Operands:
-    """The operands in the memory formats of the field table."""
-    kernels = (operands["conv_in"], operands["conv_out"])
+def _arguments(operands: Operands, call: GatedResnetCall) -> tuple[Any, ...]:
+    """The tensors, taps and dropout of the kernels."""
+    from ..kernels.geometry import Dropout, Taps
+
+    taps = Taps(*operands.conv_in.shape[2:], *padding_of(operands.conv_in, call.shift))
+    numbers = call.layer, call.first_image, call.keep_from, call.scale
+    return _grouped(ordered(operands)), taps, Dropout(operands.seed, *numbers)
+
+
+def _grouped(of: Operands) -> Any:
+    """Operands, or their gradients, as the kernels take them."""
+    from ..kernels.geometry import Tensors, Weight
+
+    weights = (
+        (of.conv_in, of.bias_in, of.gain_in),
+        (of.conv_out, of.bias_out, of.gain_out),
+        (of.nin_skip, of.bias_nin, of.gain_nin),
+    )
+    images = tuple([image for image in of[:3] if image is not None])
+    return Tensors(images, tuple([Weight(*w) for w in weights if w[0] is not None]), of.image_bias)
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """Hooks on saved tensors may return them in another memory order."""
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _formats(operands: Operands) -> dict[str, torch.memory_format]:
+    """By the names of the field table."""
+    kernels = operands.conv_in, operands.conv_out
     last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
-    formats = {
+    return {
         "ChannelsLast": torch.channels_last,
         "Kernel": torch.channels_last if last else torch.contiguous_format,
         "Contiguous": torch.contiguous_format,
     }
-    return {
-        name: tensor.contiguous(memory_format=formats[FIELDS[name].layout])
-        for name, tensor in operands.items()
-    }
 
 
-def _grouped(arguments: Sequence[Any]) -> tuple[Operands, Settings, Impl, bool]:
-    *settings, impl, save = arguments[len(FIELDS) :]
-    tensors = zip(FIELDS, arguments, strict=False)
-    return {name: t for name, t in tensors if t is not None}, Settings(*settings), impl, save
+def ordered(operands: Operands) -> Operands:
+    """The operands in the memory formats of the field table."""
+    formats = _formats(operands)
+    return Operands._make([
+        t if t is None else t.contiguous(memory_format=formats[field.layout])
+        for t, field in operands.zipped()
+    ])  # fmt: skip
 
 
-forward_op, backward_op = register_op(
-    "gated_resnet",
-    [
-        f"Tensor{'?' * (field.optional or bool(field.conditions))} {name}"
-        for name, field in FIELDS.items()
-    ],
-    "str shift, float dropout, int layer, int first_image, str impl, bool save",
-    3,
-    _forward,
-    _backward,
-)
+BACKENDS: Mapping[Impl, Backend[Operands, GatedResnetCall, Operands]]
+BACKENDS = {"native": Native(), "triton": Triton()}
+forward_op, backward_op = register_op("gated_resnet", Operands, GatedResnetCall, 4, BACKENDS)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..fields import check_floating, check_number, check_tensor
-from .dispatch import autocast_dtype
+from .dispatch import Impl, autocast_dtype
 from .shifted_conv import Shift, check_kernel
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
-Operands = dict[str, Tensor]  # those that are given, by the names of the field table
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # cast by autocast
 
 
@@ -46,7 +45,7 @@ def _read_fields() -> dict[str, Field]:
             layout,
             tuple(required[word] for word in conditions.split(" | ") if word != "0"),
             optional=presence == "Optional",
-            is_parameter=gradient == "Parameter",
+            is_parameter=dtype == "Weight" and gradient != "Gradient",
         )
     return fields
 
@@ -54,13 +53,43 @@ def _read_fields() -> dict[str, Field]:
 FIELDS = _read_fields()
 
 
-class Settings(NamedTuple):
-    """The arguments of `functional.gated_resnet` other than tensors."""
+class Operands(NamedTuple):
+    """The inputs of the field table. Also their gradients, each None unless it is computed."""
+
+    x: Tensor
+    skip: Tensor | None
+    skip_2: Tensor | None
+    conv_in: Tensor
+    bias_in: Tensor
+    conv_out: Tensor
+    bias_out: Tensor
+    nin_skip: Tensor | None
+    bias_nin: Tensor | None
+    gain_in: Tensor | None
+    gain_out: Tensor | None
+    gain_nin: Tensor | None
+    image_bias: Tensor | None
+    seed: Tensor | None
+
+    def named(self, prefix: str = "") -> dict[str, Tensor]:
+        """Those that are given, by their names after the prefix."""
+        return {prefix + name: t for name, t in self._asdict().items() if t is not None}
+
+    def zipped(self) -> list[tuple[Any, Field]]:
+        """Pairs of each, or None, and its field."""
+        return [*zip(self, FIELDS.values(), strict=True)]
+
+
+class GatedResnetCall(NamedTuple):
+    """The arguments of `functional.gated_resnet` other than tensors, and `save`: whether a backward
+    follows."""
 
     shift: Shift
     dropout: float = 0.0
     layer: int = 0
     first_image: int = 0
+    impl: Impl = "auto"
+    save: bool = False
 
     @property
     def keep_from(self) -> int:
@@ -84,34 +113,44 @@ def operands_of(
     seed: Tensor | None,
 ) -> Operands:
     """The operands in the order of the field table."""
-    weights = (*conv_in, *conv_out, *(nin_skip or (None, None)), *(*gains, None, None, None)[:3])
-    given = (x, *(*skips, None, None)[:2], *weights, image_bias, seed)
-    return {name: t for name, t in zip(FIELDS, given, strict=True) if t is not None}
+    skip, skip_2 = (*skips, None, None)[:2]
+    gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
+    nin, bias_nin = nin_skip or (None, None)
+    gains_ = gain_in, gain_out, gain_nin
+    return Operands(x, skip, skip_2, *conv_in, *conv_out, nin, bias_nin, *gains_, image_bias, seed)
 
 
-def check_operands(operands: Operands, settings: Settings) -> None:
+def dtype_of(operands: Operands) -> torch.dtype:
+    """The dtype in which a gated resnet takes and returns images."""
+    return autocast_dtype(operands.x) or operands.x.dtype
+
+
+def check_operands(operands: Operands, call: GatedResnetCall) -> None:
     """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
-    Also raises ValueError for settings out of range, TypeError for an operand that is not a tensor
+    Also raises ValueError for options out of range, TypeError for an operand that is not a tensor
     and for an integer x. Messages use the names of the field table, like those of the extension.
     """
+    given = dict(zip(FIELDS, operands, strict=True))
     for name, field in FIELDS.items():
         required = " and ".join(field.conditions)
-        if not operands.keys() >= set(field.conditions):
-            if name in operands:
+        if any(given[condition] is None for condition in field.conditions):
+            if given[name] is not None:
                 raise ValueError(f"{name} must be None without {required}, got a tensor")
-        elif name not in operands and not field.optional:
+        elif given[name] is None and not field.optional:
             raise ValueError(f"{name} must be given{required and f' with {required}'}, got None")
-    x, conv = operands["x"], operands["conv_in"]
+    x, conv = operands.x, operands.conv_in
     check_floating("x", x)
     check_tensor("x", x, ("B", "F", "H", "W"))
-    check_kernel(conv, settings.shift, "conv_in")
+    check_kernel(conv, call.shift, "conv_in")
     batch, _, rows, cols = x.shape
     f, _, kh, kw = conv.shape
     extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "H": rows, "W": cols, "KH": kh, "KW": kw}
     dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
-    for name, tensor in operands.items():
-        field = FIELDS[name]
+    for name, field in FIELDS.items():
+        tensor = given[name]
+        if tensor is None:
+            continue
         shape = [extents.get(extent, extent) for extent in field.shape.split()]
         check_tensor(
             name, tensor, shape, x.device, (torch.int64,) if field.dtype == "Int64" else dtypes
@@ -121,7 +160,7 @@ def check_operands(operands: Operands, settings: Settings) -> None:
                 got = tuple(tensor.shape)
                 raise ValueError(f"{name} must have a channel, a row and a column, got {got}")
             extents["2S"] = 2 * tensor.shape[1] + (extents["2S"] if name == "skip_2" else 0)
-    if not 0 <= settings.dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {settings.dropout}")
-    check_number("layer", settings.layer, 0, 2**32 - 1)
-    check_number("first_image", settings.first_image, 0, 2**31 - 1)
+    if not 0 <= call.dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {call.dropout}")
+    check_number("layer", call.layer, 0, 2**32 - 1)
+    check_number("first_image", call.first_image, 0, 2**31 - 1)

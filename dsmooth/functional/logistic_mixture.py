@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..fields import check_floating, check_one_of, check_tensor
 from ..pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, byte_of, check_likelihood, value_of
-from .dispatch import Impl, choose, native_obstacle, resolve_impl, triton_obstacle, without_autocast
-from .logistic_mixture_op import forward_op
+from .dispatch import Impl, choose, resolve_impl, without_autocast
+from .logistic_mixture_op import BACKENDS, MixtureCall, MixtureOperands, forward_op, widened
 
 MIN_LOG_SCALE = -7.0
 HALF_STEP = 1 / 255  # half the distance between neighbouring bytes in [-1, 1]
@@ -67,21 +67,15 @@ def logistic_mixture_log_prob_inner(
     x: Tensor, params: Tensor, mixture: MixtureOptions, impl: Impl = "auto"
 ) -> Tensor:
     """`logistic_mixture_log_prob` of checked arguments."""
-
-    def obstacle(chosen: Impl) -> str | None:
-        if chosen == "triton":
-            return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
-        return native_obstacle(x.device.type)
-
-    chosen = choose("logistic_mixture_log_prob", impl, x.device, obstacle)
+    operands, name = MixtureOperands(x, params), "logistic_mixture_log_prob"
+    chosen = choose(name, impl, x.device, lambda impl: BACKENDS[impl].obstacle(operands))
     if chosen == "reference":
         return _reference(x, params, mixture)
-    if chosen == "native":
-        x, params = _at_least_float32(x, params)
-    scale = float(mixture["smoothing_scale"])
-    options = mixture["likelihood"], bool(mixture["atoms"]), scale, chosen
-    needs = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, params)]
-    return forward_op(x, params, *options, *needs)[0]
+    operands = BACKENDS[chosen].cast(operands)
+    needs_x, needs_params = (torch.is_grad_enabled() and t.requires_grad for t in operands)
+    atoms, scale = bool(mixture["atoms"]), float(mixture["smoothing_scale"])
+    call = MixtureCall(mixture["likelihood"], atoms, scale, chosen, needs_x, needs_params)
+    return forward_op(*operands, *call)[0]
 
 
 def logistic_mixture_log_prob_ref(
@@ -99,7 +93,7 @@ def logistic_mixture_log_prob_ref(
 
 def _reference(x: Tensor, params: Tensor, options: MixtureOptions) -> Tensor:
     likelihood, n_atoms = options["likelihood"], N_BYTES if options["atoms"] else 0
-    x, params = _at_least_float32(x, params)
+    x, params = widened(x, params)
     with without_autocast(x.device.type):
         mixture = Mixture.of(params, x.shape[1], n_atoms)
         means = _conditional_means(mixture, x)
@@ -152,7 +146,7 @@ def logistic_mixture_sample(
     check_tensor("uniforms", uniforms, (params.shape[0], 4, *params.shape[2:]), params.device)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    params, uniforms = _at_least_float32(params, uniforms)
+    params, uniforms = widened(params, uniforms)
 
     mixture = Mixture.of(params, image_channels, n_atoms)
     # The quotient of a logit other than the largest may overflow to minus infinity.
@@ -249,12 +243,6 @@ def _check_channels(params: Tensor, image_channels: int, n_atoms: int) -> None:
             f"params must have shape (B, {expected}, H, W) for {image_channels} image "
             f"channels, got {tuple(params.shape)}"
         )
-
-
-def _at_least_float32(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in their common dtype, at least float32: sums of a loss reach 1e5."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
-    return x.to(dtype), params.to(dtype)
 
 
 def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:

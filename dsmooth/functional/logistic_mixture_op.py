@@ -2,88 +2,130 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import Grads, register_op
+from ..pixels import Likelihood
+from .dispatch import Backend, Impl, Needs, Tensors, native_obstacle, register_op, triton_obstacle
+
+Grads = tuple[Tensor | None, ...]
 
 
-def _forward(
-    compute: bool, x: Tensor, params: Tensor, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log_prob (B, H, W), by impl "native" in the dtype of x, by "triton" in float32; and two
-    tensors for the backward.
+class MixtureOperands(NamedTuple):
+    x: Tensor  # (B, C, H, W)
+    params: Tensor  # (B, P, H, W)
 
-    native: sums and their maxima, (B, 4, H, W), and an empty tensor; saving the gradients
-    themselves, as large as params, would take longer. triton: the gradients of the sum of log_prob
-    by x and by params in their dtypes, empty if not needed; computing the components again would
-    double the arithmetic, which is the bottleneck in bfloat16.
-    """
-    batch, _, height, width = x.shape
-    *mixture, impl, needs_x, needs_params = options
-    if impl == "native":
-        log_prob, state = x.new_empty(batch, height, width), x.new_empty(batch, 4, height, width)
-        if compute:
-            arguments = x, params, state, *mixture, torch.get_num_threads()
-            _extension.extension().logistic_mixture(*arguments, log_prob=log_prob)
-        return log_prob, state, x.new_empty(0)
-    log_prob = x.new_empty((batch, height, width), dtype=torch.float32)
-    unit_x = x.new_empty(x.shape if needs_x else 0)
-    unit_params = _empty_gradient(params) if needs_params else params.new_empty(0)
-    if compute:
+
+class MixtureCall(NamedTuple):
+    likelihood: Likelihood
+    atoms: bool
+    smoothing_scale: float
+    impl: Impl
+    needs_x: bool  # whether a backward that needs this gradient may follow
+    needs_params: bool
+
+
+def widened(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in their common dtype, at least float32: sums of a loss reach 1e5."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
+    return x.to(dtype), params.to(dtype)
+
+
+class Native:
+    """The extension. It saves sums and their maxima, (B, 4, H, W); saving the gradients themselves,
+    as large as params, would take longer."""
+
+    def obstacle(self, operands: MixtureOperands) -> str | None:
+        return native_obstacle(operands.x.device.type)
+
+    def cast(self, operands: MixtureOperands) -> MixtureOperands:
+        return MixtureOperands(*widened(*operands))
+
+    def results(self, operands: MixtureOperands, call: MixtureCall) -> Tensors:
+        """log_prob (B, H, W) in the dtype of x, the sums, and an empty tensor."""
+        x, (batch, _, *size) = operands.x, operands.x.shape
+        return x.new_empty(batch, *size), x.new_empty(batch, 4, *size), x.new_empty(0)
+
+    def forward(self, operands: MixtureOperands, call: MixtureCall, results: Tensors) -> None:
+        log_prob, sums, _ = results
+        mixture = call.likelihood, call.atoms, call.smoothing_scale
+        _extension.extension().logistic_mixture(
+            *operands, sums, *mixture, torch.get_num_threads(), log_prob=log_prob
+        )
+
+    def gradients(self, operands: MixtureOperands, call: MixtureCall, needs: Needs) -> Grads:
+        pairs = zip(operands, needs, strict=True)
+        return tuple([t.new_empty(t.shape) if need else None for t, need in pairs])
+
+    def backward(
+        self,
+        operands: MixtureOperands,
+        call: MixtureCall,
+        saved: Tensors,
+        grad: Tensor,
+        grads: Grads,
+    ) -> None:
+        mixture = call.likelihood, call.atoms, call.smoothing_scale
+        _extension.extension().logistic_mixture(
+            *operands, saved[0], *mixture, torch.get_num_threads(),
+            grad=grad.contiguous(),  # a sum's has strides of 0, which vector loads cannot read
+            grad_x=grads[0], grad_params=grads[1],
+        )  # fmt: skip
+
+
+class Triton:
+    """One kernel. It saves the gradients of the sum of log_prob: computing the components again
+    would double the arithmetic, which is the bottleneck in bfloat16."""
+
+    def obstacle(self, operands: MixtureOperands) -> str | None:
+        x, params = operands
+        return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
+
+    def cast(self, operands: MixtureOperands) -> MixtureOperands:
+        return operands
+
+    def results(self, operands: MixtureOperands, call: MixtureCall) -> Tensors:
+        """log_prob (B, H, W) in float32, and the gradients, empty if not needed."""
+        x, (batch, _, *size) = operands.x, operands.x.shape
+        grads = self.gradients(operands, call, (call.needs_x, call.needs_params))
+        pairs = zip(operands, grads, strict=True)
+        units = [t.new_empty(0) if grad is None else grad for t, grad in pairs]
+        return x.new_empty((batch, *size), dtype=torch.float32), *units
+
+    def forward(self, operands: MixtureOperands, call: MixtureCall, results: Tensors) -> None:
         from ..kernels import logistic_mixture as kernels
 
-        units = unit_x if needs_x else None, unit_params if needs_params else None
-        kernels.log_prob(x, params, log_prob, *units, *mixture)
-    return log_prob, unit_x, unit_params
+        log_prob, unit_x, unit_params = results
+        units = unit_x if call.needs_x else None, unit_params if call.needs_params else None
+        mixture = call.likelihood, call.atoms, call.smoothing_scale
+        kernels.log_prob(*operands, log_prob, *units, *mixture)
 
+    def gradients(self, operands: MixtureOperands, call: MixtureCall, needs: Needs) -> Grads:
+        """Contiguous; of channels_last parameters channels_last."""
+        params, formats = operands.params, [torch.contiguous_format, torch.channels_last]
+        if params.is_contiguous() or not params.is_contiguous(memory_format=torch.channels_last):
+            formats[1] = torch.contiguous_format
+        rows = zip(operands, formats, needs, strict=True)
+        return tuple([torch.empty_like(t, memory_format=f) if n else None for t, f, n in rows])
 
-def _backward(
-    compute: bool,
-    grad: Tensor,
-    saved: Tensor,
-    unit_params: Tensor,
-    x: Tensor,
-    params: Tensor,
-    *options: Any,
-) -> Grads:
-    """saved: the second result of `_forward`. options: its own, and which gradients are needed."""
-    *mixture, impl, _, _, needs = options
-    like_params = params.new_empty(params.shape) if impl == "native" else _empty_gradient(params)
-    grad_x, grad_params = (
-        tensor if need else None
-        for tensor, need in zip((x.new_empty(x.shape), like_params), needs, strict=True)
-    )
-    if compute and impl == "native":
-        _extension.extension().logistic_mixture(
-            x, params, saved, *mixture, torch.get_num_threads(),
-            grad=grad.contiguous(),  # a sum's has strides of 0, which vector loads cannot read
-            grad_x=grad_x, grad_params=grad_params,
-        )  # fmt: skip
-    elif compute:
+    def backward(
+        self,
+        operands: MixtureOperands,
+        call: MixtureCall,
+        saved: Tensors,
+        grad: Tensor,
+        grads: Grads,
+    ) -> None:
         # torch multiplies in float32 and rounds each product once.
-        for unit, out in ((saved, grad_x), (unit_params, grad_params)):
+        for unit, out in zip(saved, grads, strict=True):
             if out is not None:
                 torch.mul(unit, grad[:, None], out=out)
-    return [grad_x, grad_params]
 
 
-def _empty_gradient(params: Tensor) -> Tensor:
-    """An uninitialised gradient: channels_last for channels_last parameters, else contiguous."""
-    batch, channels, height, width = params.shape
-    if params.is_contiguous() or not params.is_contiguous(memory_format=torch.channels_last):
-        return params.new_empty(params.shape)
-    return params.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-
-
-forward_op, backward_op = register_op(
-    "logistic_mixture",
-    ("Tensor x", "Tensor params"),
-    "str likelihood, bool atoms, float smoothing_scale, str impl, bool needs_x, bool needs_params",
-    2,
-    _forward,
-    _backward,
-)
+BACKENDS: Mapping[Impl, Backend[MixtureOperands, MixtureCall, Grads]]
+BACKENDS = {"native": Native(), "triton": Triton()}
+forward_op, backward_op = register_op("logistic_mixture", MixtureOperands, MixtureCall, 3, BACKENDS)

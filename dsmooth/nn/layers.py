@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import apply_gates, drop, gated_resnet_inner
-from ..functional.gated_resnet_operands import Settings, operands_of
+from ..functional.gated_resnet_operands import GatedResnetCall, operands_of
 from ..functional.shifted_conv import (
     Shift,
     concat_elu_inner,
@@ -160,19 +160,19 @@ class GatedResnet(nn.Module):
             # In the dtype of the weights even under autocast, like the bias to which it is added.
             with without_autocast(condition.device.type):
                 image_bias = F.linear(condition, self.condition_weight)
-        settings, has_dropout = Settings(self.shift), self.training and self.dropout > 0
+        call, has_dropout = GatedResnetCall(self.shift), self.training and self.dropout > 0
         if has_dropout:
-            settings = Settings(self.shift, self.dropout, self.index, first_image)
+            call = GatedResnetCall(self.shift, self.dropout, self.index, first_image)
         seed = (draw_seed(x.device) if seed is None else seed) if has_dropout else None
         if any(_computes_its_own(conv) for conv in convs):
             h = concat_elu_inner(self._hidden(x, skip))
-            h = h if seed is None else drop(h, settings, seed)
+            h = h if seed is None else drop(h, call, seed)
             return apply_gates(x, self.conv_out(h), image_bias)
         conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
         gains = tuple(conv.weight_g for conv in convs)
         skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
         weights = conv_in, conv_out, skips, nin[0] if nin else None, gains
-        return gated_resnet_inner(operands_of(x, *weights, image_bias, seed), settings)
+        return gated_resnet_inner(operands_of(x, *weights, image_bias, seed), call)
 
     def _hidden(self, x: Tensor, skip: Skip) -> Tensor:
         h: Tensor = self.conv_in(concat_elu_inner(x))

@@ -233,7 +233,7 @@ def is_refused(target: Target, arguments: Arguments) -> bool:
 CASE = make_case("down", (2, 3, 4), 3, (2, 1), 0.5, gains=True, image_bias=True)
 NUMBERS: Arguments = {
     "pad_top": 1, "pad_left": 1, "layer": 3, "first_image": 0, "threads": 1,
-    "keep_from": CASE.settings.keep_from, "scale": CASE.settings.scale, "instruction_set": "auto",
+    "keep_from": CASE.options.keep_from, "scale": CASE.options.scale, "instruction_set": "auto",
 }  # fmt: skip
 
 
@@ -242,7 +242,9 @@ def block_inputs() -> Arguments:
 
 
 def block_results() -> dict[str, Tensor]:
-    results = forward_op(*CASE.operands(torch.float32).values(), *CASE.settings, "native", True)
+    results = forward_op(
+        *CASE.operands(torch.float32).values(), *CASE.options._replace(impl="native", save=True)
+    )
     return dict(zip(("y", "h", "gates"), results, strict=False))
 
 

@@ -18,7 +18,7 @@ from dsmooth import _extension
 from dsmooth.functional import Shift, concat_elu, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_op import forward_op
-from dsmooth.functional.gated_resnet_operands import FIELDS, Settings
+from dsmooth.functional.gated_resnet_operands import FIELDS, GatedResnetCall, Operands
 from dsmooth.machine import torch_threads
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers.data_makers import refuses
@@ -27,6 +27,7 @@ from tests.helpers.gated_cases import (
     IMAGES,
     INTERPRETED,
     KERNELS,
+    OPTIONS,
     SETS,
     STRIDES,
     Case,
@@ -137,13 +138,15 @@ def test_dropout_factors_have_the_right_mean_and_depend_on_seed_and_layer() -> N
     shape = torch.Size((4, 10, 16, 16))
     seed = torch.tensor(5)
     for p in (0.1, 0.5, 0.9):
-        factors = dropout_factors(shape, Settings("none", p), seed)
+        factors = dropout_factors(shape, GatedResnetCall("none", p), seed)
         kept = (factors > 0).double().mean().item()
         assert abs(kept - (1 - p)) < 5 * (p * (1 - p) / factors.numel()) ** 0.5
         assert torch.equal(factors.unique(), torch.tensor([0, 1 / (1 - p)], dtype=torch.float64))
-    half = dropout_factors(shape, Settings("none", 0.5), seed)
+    half = dropout_factors(shape, GatedResnetCall("none", 0.5), seed)
     for other_seed, layer in ((5, 1), (6, 0), (5 + 2**40, 0)):
-        other = dropout_factors(shape, Settings("none", 0.5, layer), torch.tensor(other_seed))
+        other = dropout_factors(
+            shape, GatedResnetCall("none", 0.5, layer), torch.tensor(other_seed)
+        )
         assert 0.4 < (other == half).double().mean() < 0.6
 
 
@@ -151,21 +154,21 @@ def test_dropout_factors_have_the_right_mean_and_depend_on_seed_and_layer() -> N
 def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
     """Numbers of elements that do not divide by 4 too: 3 filters, 5x7 pixels."""
     seed = torch.tensor(9)
-    settings = Settings("down_right", 0.5, 2)
-    batch = dropout_factors(torch.Size((5, 6, 5, 7)), settings, seed)
+    options = GatedResnetCall("down_right", 0.5, 2)
+    batch = dropout_factors(torch.Size((5, 6, 5, 7)), options, seed)
     case = make_case("down_right", (5, 5, 7), 3, (), 0.5)
     given = case.operands(torch.float32)
 
     def run(rows: slice, first_image: int) -> Tensor:
         x = given["x"][rows].requires_grad_()
         changed = {"x": x, "first_image": first_image, "seed": seed}
-        y = call(given | case.settings._asdict() | changed, impl=impl)
+        y = call(given | case.options._asdict() | changed, impl=impl)
         (grad,) = torch.autograd.grad(y.sum(), x)
         return torch.stack([y.detach(), grad])
 
     whole = run(slice(None), 0)
     for first in range(5):
-        placed = settings._replace(first_image=first)
+        placed = options._replace(first_image=first)
         part = dropout_factors(torch.Size((2, 6, 5, 7)), placed, seed)
         assert torch.equal(part[: 5 - first], batch[first : first + 2])
         rows = slice(first, first + 2)
@@ -178,9 +181,9 @@ def test_dropped_values_are_zero_even_if_not_finite(impl: str) -> None:
     case = make_case("down", (1, 1, 1), 1, (), 0.9)
     seeds = map(torch.tensor, itertools.count())
     shape = torch.Size((1, 2, 1, 1))
-    seed = next(s for s in seeds if not dropout_factors(shape, case.settings, s).any())
+    seed = next(s for s in seeds if not dropout_factors(shape, case.options, s).any())
     for bad in (torch.nan, torch.inf):
-        given = case.operands(torch.float32) | case.settings._asdict() | {"seed": seed}
+        given = case.operands(torch.float32) | case.options._asdict() | {"seed": seed}
         given["bias_in"] = torch.full_like(given["bias_in"], bad)
         assert call(given, impl=impl).isfinite().all()
 
@@ -246,20 +249,24 @@ def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert errors[0] < 1e-5 < errors[1] < 1e-2
 
 
+def test_operands_are_the_inputs_of_the_field_table() -> None:
+    assert Operands._fields == tuple(FIELDS)
+
+
 def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """By the names of the field table."""
-    return case.operands(dtype) | case.settings._asdict()
+    return case.operands(dtype) | {name: getattr(case.options, name) for name in OPTIONS}
 
 
 @needs_extension
 def test_gradients_of_images_are_given_and_those_of_weights_all_or_none() -> None:
     case = full_case()
-    given, settings = case.operands(torch.float32), case.settings
-    _, h, gates, _ = forward_op(*given.values(), *settings, "native", True)
+    given, options = case.operands(torch.float32), case.options
+    _, h, gates, _ = forward_op(*given.values(), *options._replace(impl="native", save=True))
     tensors = {**given, "h": h, "gates": gates, "grad_y": h}
     named = [name for name in given if name not in ("bias_nin", "seed")]
     grads = {name: torch.empty_like(tensors[name]) for name in named}
-    numbers = 1, 1, settings.layer, 0, settings.keep_from, settings.scale
+    numbers = 1, 1, options.layer, 0, options.keep_from, options.scale
     backward = _extension.extension().gated_resnet_backward
     for name in grads:
         words = f"^grad_{name} must be given, got None"
@@ -328,7 +335,7 @@ def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str)
 
 def test_without_autocast_all_have_one_dtype() -> None:
     given = arguments(full_case())
-    wide = {k: v.double() if k not in (*Settings._fields, "seed") else v for k, v in given.items()}
+    wide = {k: v.double() if k not in (*OPTIONS, "seed") else v for k, v in given.items()}
     with torch.autocast("cpu", torch.bfloat16):
         y = call(wide)
     assert y.dtype == torch.float64

@@ -70,15 +70,14 @@ class Op:
 def gated(dtype: torch.dtype, size=(2, 3, 5), skips=(5, 2)) -> Op:
     """A block with all that it can have, or without skips."""
     case = make_case("down", size, 5, skips, 0.5, dtype, gains=True, image_bias=bool(skips))
-    settings = case.settings
 
     def compute(impl: str, given: dict[str, Any]) -> Tensor:
-        return call(given | settings._asdict(), impl=impl)
+        return call(given | case.options._asdict(), impl=impl)
 
     images = [*IMAGES, "image_bias"]
     parts = [["skip_2", "conv_out"], ["x", "gain_nin"], ["bias_nin"], images, images[3:]]
     tensors = case.operands(dtype)
-    return Op(gated_resnet_op, tensors, tuple(settings), 1, IMAGES, parts, compute)
+    return Op(gated_resnet_op, tensors, tuple(case.options[:4]), 1, IMAGES, parts, compute)
 
 
 def mixture(channels: int, kind: str, dtype: torch.dtype, size=(2, 3, 5)) -> Op:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet
-from dsmooth.functional.gated_resnet_operands import FIELDS, Settings
+from dsmooth.functional.gated_resnet_operands import FIELDS, GatedResnetCall
 
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
 EPS = {
@@ -25,6 +25,7 @@ EPS = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
+OPTIONS = ("shift", "dropout", "layer", "first_image")
 IMAGES = ("x", "skip", "skip_2")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # A build may leave the extension out, and its record says so; that it is there everywhere else is
@@ -53,7 +54,7 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def call(given: Mapping[str, Any], **options: Any) -> Tensor:
-    """`gated_resnet` of arguments by the names of the field table and of the settings."""
+    """`gated_resnet` of arguments by the names of the field table and of the call."""
     skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
     gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
     return gated_resnet(
@@ -63,7 +64,7 @@ def call(given: Mapping[str, Any], **options: Any) -> Tensor:
         skips or None,
         (given["nin_skip"], given["bias_nin"]) if given["nin_skip"] is not None else None,
         gains=gains,
-        **{name: given[name] for name in ("image_bias", "seed", *Settings._fields)},
+        **{name: given[name] for name in ("image_bias", "seed", *OPTIONS)},
         **options,
     )
 
@@ -88,7 +89,7 @@ class Case:
     """A block's inputs in float64, rounded to the dtype they will be computed in."""
 
     given: dict[str, Any]  # by the names of the field table; None if absent
-    settings: Settings
+    options: GatedResnetCall
     grad_y: Tensor
 
     def run(
@@ -101,8 +102,7 @@ class Case:
         leaves = {n: t.requires_grad_() for n, t in given.items() if t is not None and n != "seed"}
         half = dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device, dtype if half else None, enabled=half), pinned(impl) as impl:
-            settings = self.settings._asdict()
-            y = call(given | settings, impl=impl)
+            y = call(given | self.options._asdict(), impl=impl)
             y.backward(self.grad_y.to(device, y.dtype))
         grads = {name: leaf.grad for name, leaf in leaves.items()}
         return {name: t.detach().cpu() for name, t in {"y": y, **grads}.items()}
@@ -158,7 +158,7 @@ def make_case(
     grad_y = draw(batch, f, height, width)
     given["image_bias"] = draw(batch, 2 * f) if image_bias else None
     given["seed"] = torch.tensor(0x1234_5678_9ABC_DEF0) if dropout else None
-    return Case(given, Settings(shift, dropout, 3), grad_y)
+    return Case(given, GatedResnetCall(shift, dropout, 3), grad_y)
 
 
 def assert_as_good(

@@ -193,7 +193,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
 
 def let_triton_run(patch: pytest.MonkeyPatch) -> None:
     """Have the ops take impl="triton" on any device."""
-    for op in ("gated_resnet", "logistic_mixture"):
+    for op in ("gated_resnet_op", "logistic_mixture_op"):
         module = import_module(f"dsmooth.functional.{op}")
         patch.setattr(module, "triton_obstacle", lambda *args, **named: None)
 

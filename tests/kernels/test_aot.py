@@ -15,8 +15,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
-from dsmooth.functional import Shift, gated_resnet_op
-from dsmooth.functional.gated_resnet_operands import Settings
+from dsmooth.functional import Shift
+from dsmooth.functional.gated_resnet_op import BACKENDS
+from dsmooth.functional.gated_resnet_operands import GatedResnetCall, Operands
 from dsmooth.kernels import expand, gated_resnet, philox, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels import logistic_mixture as kernels
@@ -63,24 +64,25 @@ class Block:
 
         x, *skips = (_image(self.dtype, f, self.size) for _ in range(1 + self.skips))
         nin = (empty(f, 2 * self.skips * f, 1, 1), empty(f)) if skips else (None, None)
-        given = (
+        operands = Operands(
             *(x, *skips, None, None)[:3],
             *(empty(f, 2 * f, kh, kw), empty(f), empty(2 * f, 2 * f, kh, kw), empty(2 * f)),
             *(*nin, empty(f), empty(2 * f), nin[1], None),
             torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None,
         )
         shift: Shift = "none" if kh == 3 else "down" if kw == 3 else "down_right"
-        settings = Settings(shift, 0.5, 3) if self.dropout else Settings(shift)
-        inputs = *given, *settings, "triton", True
-        needs = [*[True] * (len(given) - 1), False]
+        call = GatedResnetCall(shift, *((0.5, 3) if self.dropout else ()), save=True)
+        triton, needs = BACKENDS["triton"], [True] * len(operands)
         with ExitStack() as stack:
             enter = stack.enter_context
             patch = enter(pytest.MonkeyPatch.context())
             patch.setattr(launching, "capability_of", lambda device: arch)
             patch.setattr(launching, "allows_tf32", lambda: self.tf32)
             lists = [enter(record_launches(m, *names)) for m, names in KERNELS.items()]
-            y, *saved = gated_resnet_op._forward(True, *inputs)
-            gated_resnet_op._backward(True, y, *saved, *inputs, needs)
+            y, *saved = results = triton.results(operands, call)
+            triton.forward(operands, call, results)
+            grads = triton.gradients(operands, call, needs)
+            triton.backward(operands, call, tuple(saved), y, grads)
         return [launch for launches in lists for launch in launches]
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
-from dsmooth.functional.gated_resnet_operands import Settings
+from dsmooth.functional.gated_resnet_operands import GatedResnetCall
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels import tilings
 from dsmooth.kernels.expand import blocks_of, expand
-from dsmooth.kernels.geometry import PaddedImages, Taps
+from dsmooth.kernels.geometry import Dropout, PaddedImages, Taps, Tensors
 from dsmooth.nn.layers import GatedResnet
 from tests.functional.test_gated_resnet import (  # noqa: F401 - invariants of every implementation
     test_as_good_as_eager,
@@ -38,16 +38,17 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
-        settings = Settings("down", p, layer, first_image)
+        options = GatedResnetCall("down", p, layer, first_image)
+        keeping = options.keep_from, options.scale
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         gates = torch.randn(2, 2 * filters, 3, 5).to(memory_format=torch.channels_last)
         sums = torch.empty(blocks_of(rows), 2 * filters)
         (e,), (kept,) = expand(
-            {"x": h, "seed": seed_tensor}, rows, h, layer=layer, first_image=first_image,
-            keep_from=settings.keep_from, scale=settings.scale, inputs=False,
+            Tensors((h,), (), None), rows, h,
+            Dropout(seed_tensor, layer, first_image, *keeping), inputs=False,
             gates_ptr=gates, dy_ptr=h, d_gates_ptr=d_gates, dh_ptr=dh, sums_ptr=sums,
         )  # fmt: skip
-        expected = dropout_factors(shape, settings, seed_tensor) > 0
+        expected = dropout_factors(shape, options, seed_tensor) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
         assert torch.equal(pixels(bits, rows) > 0, expected)
         assert torch.equal(pixels(e, rows) != 0, expected)
@@ -79,7 +80,7 @@ def test_elu_keeps_its_digits_near_0() -> None:
     x = torch.logspace(-30, 1, 128).view(2, 1, 8, 8)
     x[1] *= -1
     rows = PaddedImages.of(x.shape, Taps(1, 1, 0, 0))
-    e, _ = expand({"x": x}, rows, x, layer=0, first_image=0, keep_from=0, scale=1.0)
+    e, _ = expand(Tensors((x,), (), None), rows, x, Dropout(None, 0, 0, 0, 1.0))
     got = pixels(e[0], rows)
     torch.testing.assert_close(got.double(), concat_elu(x.double()), rtol=1e-6, atol=0)
 
