@@ -10,10 +10,10 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_type_hints
 
 import tyro
@@ -38,6 +38,8 @@ VERBS: Mapping[str, Any] = {
 # GOMP_SPINCOUNT, read when torch is loaded: libgomp's default of 300,000 spins for milliseconds and
 # starves a shared machine (150 forward passes by two threads took 1.7 times as long).
 SPINS = "10000"
+# In errors of torch and of Python, which are bugs otherwise.
+NO_MEMORY = ("can't allocate memory", "can't start new thread")
 POSITIONAL = {"role", "folder", "samples"}
 HELP_WIDTH = 80  # columns
 ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
@@ -55,22 +57,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     command: object = None
     try:
-        with ExitStack() as stack:
-            try:
-                command = parse(args)
-            finally:
-                sys.stdout.flush()  # a full disk is an error of the help, too
-            # A verb is imported when it is called, and torch with it.
-            from .work import workers
-
-            stack.enter_context(lines_shown())
-            threads = command.execution.threads if hasattr(command, "execution") else None
-            stack.enter_context(workers(threads))
-            verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
-            status = verb(command) or 0
-            sys.stdout.flush()
-    except SystemExit as left:  # of `parse`, after help or a line about arguments
-        status = int(left.code or 0)
+        command = parse(args)
+        status = command if isinstance(command, int) else call(args[0], command)
+        sys.stdout.flush()  # a full disk is an error, of the help too
     except BrokenPipeError:  # the reader of a pipe left
         status = 141
     except KeyboardInterrupt:
@@ -90,6 +79,15 @@ def main(args: Sequence[str] | None = None) -> int:
     return status
 
 
+def call(name: str, command: object) -> int:
+    """Run a verb with its options; returns its status. It is imported now, and torch with it."""
+    from .work import workers
+
+    threads = command.execution.threads if hasattr(command, "execution") else None
+    with lines_shown(), workers(threads):
+        return getattr(import_module(f".commands.{name}", __package__), name)(command) or 0
+
+
 def prepare_process() -> None:
     """Set the standard streams of this process, and the spinning of its threads."""
     if sys.stdout is None:  # it is closed
@@ -105,8 +103,9 @@ def explain(error: Exception, options: Collection[str] = ()) -> str | None:
     """The line of an error for the user, which names the command's options; None for a bug."""
     if isinstance(error, SettingError):
         return error.text(partial(as_option, options=options))
-    if isinstance(error, MemoryError):
-        return f"not enough memory {error}".rstrip()
+    reason = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
+        return f"not enough memory: {reason}".rstrip(": ")
     known = isinstance(error, ValueError | ArithmeticError | OSError | ImportError)
     return str(error) if known else None
 
@@ -134,29 +133,45 @@ def option_names(kind: type) -> set[str]:
 
 
 def parse(args: Sequence[str]) -> object:
-    """The verb's options that the arguments mean; prints help, or an error, and leaves."""
+    """The verb's options that the arguments mean; or the status, after help or an error."""
     if args[:1] == ["--version"]:
         print(f"dsmooth {__version__}")
-        sys.exit(0)
+        return 0
     prog, kind, rest = "dsmooth", cast(Any, VERBS), list(args)
     while isinstance(kind, dict) and rest and rest[0] in kind:
         prog, kind, rest = f"{prog} {rest[0]}", kind[rest[0]], rest[1:]
     if isinstance(kind, dict):  # help, a completion, or an error
-        return tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
+        return _typed(_union(VERBS), args, prog="dsmooth", description=_wrapped(ABOUT))
     names = {as_flag(name) for name in option_names(kind)}
     for word in rest:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in {*names, "--help"}:
             line = f"dsmooth: error: {prog} has no option {flag}{nearest(flag, names)}"
             print(escape_control(line), file=sys.stderr)
-            sys.exit(2)
-    return tyro.cli(
-        kind,
-        args=rest,
-        prog=prog,
-        description=_about(kind),
-        config=(tyro.conf.HelptextFromCommentsOff,),
-    )
+            return 2
+    config = (tyro.conf.HelptextFromCommentsOff,)
+    return _typed(kind, rest, prog=prog, description=_about(kind), config=config)
+
+
+def _typed(kind: Any, args: Sequence[str], **words: Any) -> object:
+    """The options that arguments mean to tyro; or the status, after help or an error."""
+    harmless = [*map(escape_control, args)]
+    is_harmless = harmless == [*args]
+    try:
+        return _at_home(tyro.cli(kind, args=args, console_outputs=is_harmless, **words))
+    except SystemExit as left:  # an error repeats the arguments
+        return int(left.code or 0) if is_harmless else _typed(kind, harmless, **words)
+
+
+def _at_home(options: Any) -> Any:
+    """Options with the home folder in place of ~ in their paths."""
+    if isinstance(options, Path):
+        return Path(os.path.expanduser(options))
+    if isinstance(options, tuple):
+        return tuple(map(_at_home, options))
+    if is_dataclass(options) and not isinstance(options, type):
+        return replace(options, **{name: _at_home(x) for name, x in vars(options).items()})
+    return options
 
 
 def _union(kinds: Mapping[str, Any]) -> Any:

@@ -115,11 +115,11 @@ class Train:
     """Start from the settings in a file instead: a run's config.json, or from --print-config."""
     data: Maybe[str] = None
     """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
-    data_dir: Maybe[str] = None
+    data_dir: Maybe[Path] = None
     """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
     image_size: Maybe[int] = None
     """Pixels a side for celeba and folder; by default the data set's own."""
-    labels: Maybe[str] = None
+    labels: Maybe[Path] = None
     """File of labels, as `dsmooth cluster` writes it, in place of the data set's own."""
     classes: Flag = False
     """Condition the network on the classes of the images; so does --labels."""
@@ -131,7 +131,7 @@ class Train:
     """Training images to visit, repeats counted."""
     budget: Maybe[float] = None
     """Minutes of the whole run instead; a few timed steps make it a number of images."""
-    init: Maybe[str] = None
+    init: Maybe[Path] = None
     """Begin with the weights of this run or pair, whose network becomes the default."""
     batch_size: Maybe[int] = None
     """Images per step."""
@@ -162,6 +162,7 @@ def given_settings(options: Train) -> dict[str, Any]:
     """The settings in the options, by name. Raises ValueError for some that contradict others."""
     values = {name: value for name, value in vars(options).items() if name in SETTINGS}
     given = {name: x for name, x in values.items() if x is not None and x is not False}
+    given = {name: str(x) if isinstance(x, Path) else x for name, x in given.items()}
     if options.execution.precision != "auto":
         given["precision"] = options.execution.precision
     more = [setting_of_text(text) for text in options.set]
@@ -169,7 +170,7 @@ def given_settings(options: Train) -> dict[str, Any]:
         more += [("data", "folder"), ("data_dir", str(options.folder))]
     for name, value in more:
         if name in given:
-            raise ValueError(f"{name} was given twice: leave one out")
+            raise SettingError(name, "was given twice: leave one out")
         given[name] = value
     return given
 

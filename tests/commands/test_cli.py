@@ -19,6 +19,7 @@ import pytest
 import dsmooth
 from dsmooth import cli
 from dsmooth.cli import explain, parse
+from dsmooth.commands.options import given_settings
 from dsmooth.commands.reproduce import runs_of
 from dsmooth.data import load_dataset
 from dsmooth.fields import SettingError
@@ -115,6 +116,21 @@ def test_help_is_for_people(capsys, monkeypatch, command: str) -> None:
     if command not in ("", "doctor", "evaluate"):
         assert all(f"--{name}" in text for name in ("device", "threads"))
     assert len(text.splitlines()) <= 80  # two screens
+
+
+def test_paths_may_begin_at_home(monkeypatch, capsys) -> None:
+    """Names that no user has stay."""
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = {"data-dir": "/home/me/a", "labels": "/home/me", "init": "~nobody-at-all/x"}
+    words = [f"--{name}={path.replace('/home/me', '~')}" for name, path in paths.items()]
+    given = given_settings(parse(["train", "noisy", *words, "--set", "data=~/x"]))
+    assert given == {**{k.replace("-", "_"): v for k, v in paths.items()}, "data": "~/x"}
+    sample = parse(["sample", "~/b", "--out", "~/x.png", "~/y.npz", "--label", "~"])
+    assert sample.models == (Path("/home/me/b"),)
+    assert sample.out == (Path("/home/me/x.png"), Path("/home/me/y.npz"))
+    assert sample.drawing.label == "~"
+    bits = parse(["evaluate", "bpd", "a", "--data-dir", "~", "--plain", "~/p"])
+    assert (bits.dataset.data_dir, bits.plain) == (Path("/home/me"), Path("/home/me/p"))
 
 
 def test_the_traceback_of_an_error_is_shown_on_request(monkeypatch, capsys) -> None:
@@ -231,11 +247,17 @@ def test_a_pair_divides_only_given_minutes_and_may_be_called_pair(tmp_path, monk
         ("evaluate bbd", "Available subcommands: bpd, fid"),
         ("evaluate fid x --extracter y", "has no option --extracter: did you mean --extractor?"),
         ("probe pair --epochs 0", "`epochs` must be a whole number >= 1, got 0"),
+        ("sample -n \x1b[2J", r"invalid literal for int() with base 10: '\\x1b[2J'"),
+        ("evaluate \x9b\u202e", r"Unrecognized options: \x9b\u202e"),
+        ("doctor \x07", r"Unrecognized options: \x07"),
     ],
 )
 def test_unknown_words_are_refused(words: str, message: str, capsys) -> None:
+    """And what would act on a terminal is shown."""
     assert run(*words.split()) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert not {*"\x1b\x9b\u202e\x07"} & {*said}
 
 
 SMALLEST = f"--data folder --data-dir images {SMALLER['train']}"
@@ -295,6 +317,8 @@ def test_every_printed_command_runs(tmp_path, monkeypatch, capsys) -> None:
         (SettingError("pooling", "x", resume=True, seed=3), "--pooling x --resume or `seed=3`"),
         (ValueError("`data_dir` in `pip install .`"), "`data_dir` in `pip install .`"),
         (RuntimeError("a bug"), None),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("can't start new thread"), "not enough memory: can't start new thread"),
     ],
 )
 def test_what_the_command_says_of_an_error(error: Exception, line: str | None) -> None:

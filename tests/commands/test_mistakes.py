@@ -24,7 +24,7 @@ MISTAKES = [
     ("train denoiser --out noisy --resume", '"denoiser" does not go with conditioning "none"'),
     (f"train noisy --out noisy {TINY}", "folder or, to continue a run, set --resume"),
     (f"train noisy --out pair {TINY}", "pair already holds a run or saved weights: choose"),
-    (f"train noisy b --data-dir c {TINY}", "data_dir was given twice: leave one out"),
+    (f"train noisy b --data-dir c {TINY}", "--data-dir was given twice: leave one out"),
     (f"train pair {TINY} --out half", "half/denoiser already holds a run"),
     (f"train noisy --out log.json {TINY}", "config.json cannot be written: "),
     ("train noisy --set warmup=3", "got warmup=3: did you mean warmup_images?"),
@@ -32,7 +32,7 @@ MISTAKES = [
     ("train noisy --set role=plain", "--set takes NAME=VALUE of a setting, got role=plain"),
     ("train noisy --set ema=much", "`ema` must be a number >= 0 and < 1, got 'much'"),
     (f"train noisy --seed {2**64}", "--seed must lie in 0 .. 18446744073709551615, got"),
-    ("train noisy --set seed=3 --seed 4", "seed was given twice: leave one out"),
+    ("train noisy --set seed=3 --seed 4", "--seed was given twice: leave one out"),
     (
         "train noisy --label-dropout 0.5 --images 8",
         "--label-dropout needs a model with classes: set --cl",
