@@ -2,10 +2,10 @@
 
     python -m tools.photos PHOTOS RUNS STARTS [PLAIN]
 
-PHOTOS has the folders of pictures `train`, which the pair in RUNS was trained on but for the part
+PHOTOS has the folders of images `train`, which the pair in RUNS was trained on but for the part
 that training holds out, and `test`; the pair is packed from RUNS. STARTS has pairs trained on other
-pictures: NAME-scratch from nothing, and NAME-init from this one. PLAIN is a plain model of the same
-pictures. Results are kept in build/card.
+images: NAME-scratch from scratch, and NAME-init from this one. PLAIN is a plain model of the same
+images. Results are kept in build/card.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SCORED = 1000  # held-out images whose bits/dim are measured
 
 
 def compare_starts(folder: Path) -> Table:
-    """Bits/dim of held-out images, of pairs trained from nothing and of those from this pair."""
-    starts = ("from nothing", f"--init {NAME}")
-    head = ["pictures", "to train on", "held out", *(f"{s}, bits/dim, images" for s in starts)]
+    """Bits/dim of held-out images, of pairs trained from scratch and of those from this pair."""
+    starts = ("from scratch", f"--init {NAME}")
+    head = ["folder", "to train on", "held out", *(f"{s}, bits/dim, images" for s in starts)]
     rows = []
     for scratch in sorted(folder.glob("*-scratch")):
         name, cells = scratch.name.removesuffix("-scratch"), []
