@@ -84,7 +84,7 @@ class Drawing:
     method: Method = "two-step"
     """two-step: a noisy image, then the denoiser's sample given it. single-step: a noisy image,
     then the clean image's mean given it, by the noisy model's gradient; needs no denoiser.
-    noisy: the noisy image itself."""
+    noisy: the noisy image itself. A single network samples as it is, unless single-step."""
     label: Maybe[str] = None
     """Class of all images, by name or number; each: the classes in turn; own: those of images to
     complete. By default classes are random, as often as in training, and completions have none."""
