@@ -100,14 +100,27 @@ class Conv1x1(WeightNormConv):
         return torch.baddbmm(bias[:, None], matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
-def _computes_its_own(conv: nn.Module) -> bool:
-    """Whether a convolution may differ from WeightNormConv: it is another class, or has hooks."""
-    return (
-        type(conv) is not WeightNormConv
-        or "forward" in conv.__dict__
-        or bool(conv._forward_hooks or conv._forward_pre_hooks)
-        or bool(conv._backward_hooks or conv._backward_pre_hooks)
-    )
+def change_of(layer: nn.Module) -> str | None:
+    """Why a layer may compute something other than its class in this package does, or None.
+
+    Hooks of a backward pass count where gradients are computed.
+    """
+    kind = type(layer)
+    # A subclass of another module may compute anything.
+    if kind is not nn.ModuleList and kind.__module__.rpartition(".")[0] != __package__:
+        return f"is a {kind.__name__}, not the library's own"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "has forward hooks"
+    if torch.is_grad_enabled() and (layer._backward_hooks or layer._backward_pre_hooks):
+        return "has backward hooks"
+    own = layer.__dict__
+    for base in kind.__mro__:
+        if base is nn.Module:
+            break
+        for name in base.__dict__:  # few, where `own` has all attributes
+            if name in own and callable(getattr(kind, name)):
+                return f"has a method {name} of its own"
+    return None
 
 
 class GatedResnet(nn.Module):
@@ -164,7 +177,7 @@ class GatedResnet(nn.Module):
         if has_dropout:
             call = GatedResnetCall(self.shift, self.dropout, self.index, first_image)
         seed = (draw_seed(x.device) if seed is None else seed) if has_dropout else None
-        if any(_computes_its_own(conv) for conv in convs):
+        if any(change_of(conv) for conv in convs):
             h = concat_elu_inner(self._hidden(x, skip))
             h = h if seed is None else drop(h, call, seed)
             return apply_gates(x, self.conv_out(h), image_bias)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from .layers import change_of
 from .pixelcnnpp import PixelCNNpp
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -87,19 +88,12 @@ def in_evaluation(model: Network) -> Network:
     return copy.deepcopy(model, shared).eval()
 
 
+@torch.no_grad()  # as images are drawn
 def changed_layer(model: PixelCNNpp) -> str | None:
-    """A sentence about the first layer that may compute something other than the library's layer;
-    None without one."""
+    """A sentence about the first layer of which `change_of` says something, or None."""
     for path, layer in model.named_modules():
-        name, kind = path or "the model", type(layer)
-        # A subclass of another module may compute anything.
-        if kind is not nn.ModuleList and kind.__module__.rpartition(".")[0] != __package__:
-            return f"{name} is a {kind.__name__}, not the library's own"
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            return f"{name} has forward hooks"
-        for attribute in vars(layer):
-            if callable(getattr(kind, attribute, None)):
-                return f"{name} has a method {attribute} of its own"
+        if change := change_of(layer):
+            return f"{path or 'the model'} {change}"
     return None
 
 

@@ -20,7 +20,8 @@ from dsmooth.config import TrainConfig, settled
 from dsmooth.files import structured
 from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.images import check_scale, fourier_features
-from dsmooth.nn.layers import GatedResnet, WeightNormConv
+from dsmooth.nn.layers import GatedResnet, WeightNormConv, change_of
+from dsmooth.nn.weights import changed_layer
 from tests.helpers.data_makers import refuses
 from tests.helpers.gated_cases import NATIVE
 from tests.helpers.networks import BYTES, images, inputs, network, tiny_pair
@@ -131,6 +132,16 @@ def test_a_changed_convolution_inside_a_gated_resnet_is_called(name: str) -> Non
         for got in (hooked, replaced):
             assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5) == (factor == 1)
     assert torch.equal(model(x, seed=seed), expected)
+
+
+def test_a_hook_of_the_backward_pass_is_called_and_changes_no_image() -> None:
+    model, (x, *_) = network(), inputs("none")
+    conv, seen = model.down[0].ul[0].conv_in, []
+    conv.register_full_backward_hook(lambda *_: seen.append(change_of(conv)))
+    model(x).sum().backward()
+    assert seen == [None]  # no gradient of a gradient is computed
+    assert change_of(conv) == "has backward hooks"
+    assert changed_layer(model) is None
 
 
 def test_fourier_features_are_those_of_the_byte() -> None:
