@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -11,8 +15,7 @@ from torch.optim.adam import adam
 
 from ..data import epoch_order
 from ..results import ProbeScore
-
-Labelled = tuple[Tensor, Tensor]  # features (N, D) float16 on the CPU, and labels (N,) int64
+from ..work import batches
 
 # The last training images choose among probes. HELD_OUT is their share of all training images,
 # HELD_OUT_PASSES the share of the passes after which probes are compared on them.
@@ -37,6 +40,41 @@ adam_step = partial(
 )
 
 
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of the images `rows`, (N, D) float16 in a file, read with the methods of a tensor.
+
+    width: D. Memory holds only the rows that are in use.
+    """
+
+    file: IO[bytes]
+    rows: range
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return len(self.rows), self.width
+
+    def __getitem__(self, part: slice) -> FeatureFile:
+        return FeatureFile(self.file, self.rows[part], self.width)
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Some rows."""
+        values = torch.empty(len(index), self.width, dtype=torch.float16)
+        for row, number in zip(values.numpy(), index.tolist(), strict=True):
+            os.preadv(self.file.fileno(), [row], self.rows[number] * row.nbytes)
+        return values
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All rows, in parts."""
+        return (self.index_select(0, torch.tensor(part)) for part in batches(len(self.rows), size))
+
+
+# Features (N, D) float16, on the CPU or in a file, and labels (N,) int64.
+Labelled = tuple[Tensor | FeatureFile, Tensor]
+
+
 def probe_features(
     train: Labelled,
     test: Labelled,
@@ -50,9 +88,9 @@ def probe_features(
     fit = partial(train_linear, classes=classes, seed=seed, device=device)
     accuracy, error, train_accuracy = fit(train, test, epochs=epochs)
     first = len(train[1]) - max(1, round(HELD_OUT * len(train[1])))
-    (x, last_x), (labels, last_labels) = ((part[:first], part[first:]) for part in train)
+    x, labels = train
     few = math.ceil(HELD_OUT_PASSES * epochs)
-    held_out, _, _ = fit((x, labels), (last_x, last_labels), epochs=few)
+    held_out, _, _ = fit((x[:first], labels[:first]), (x[first:], labels[first:]), epochs=few)
     return ProbeScore(accuracy, error, train_accuracy, x.shape[1], held_out)
 
 
@@ -111,7 +149,7 @@ def train_linear(
     return right, (right * (1 - right) / m) ** 0.5, accuracy(train)
 
 
-def moments(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def moments(features: Tensor | FeatureFile, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Mean and scale of each feature, (D,) float32 on `device`.
 
     The scale is 1 / sqrt(variance + mean variance of all features), half-way between standardised
@@ -119,14 +157,14 @@ def moments(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tenso
     """
     total, squares = torch.zeros(2, features.shape[1], dtype=torch.float64)
     # Float32 is enough for the sums of a part about a mean that is nearly the mean of all.
-    parts = features.split(STEP_IMAGES)
-    near = parts[0].float().mean(0)
-    for part in parts:
+    n = features.shape[0]
+    near = next(iter(features.split(STEP_IMAGES))).float().mean(0)
+    for part in features.split(STEP_IMAGES):
         values = part.float().sub_(near)
         total += values.sum(0)
         squares += values.square_().sum(0)
-    mean = total / len(features)
-    variance = (squares / len(features) - mean.square()).clamp(min=0)
+    mean = total / n
+    variance = (squares / n - mean.square()).clamp(min=0)
     # Every scale is as good where nothing varies at all.
     scale = (variance + variance.mean()).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
     return (near + mean).float().to(device), scale.float().to(device)

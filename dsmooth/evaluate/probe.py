@@ -1,15 +1,18 @@
 """Linear probes: how well a linear classifier tells classes apart by a network's features.
 
 The features of a block are its flattened map of stream ul (docs/math.md, section 7). Those of all
-blocks come from one pass over the images and are held in memory as float16: for all 70,000 images
-of MNIST at F = 40 12.6 GB.
+blocks come from one pass over the images and wait in temporary files as float16: for all 70,000
+images of MNIST at F = 40 12.6 GB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +32,7 @@ from ..results import BlockScores, ProbeResult, ProbeScore
 from ..smoothing import Smoothing
 from ..work import Record, batches, map_parts
 from .likelihood import check_dataset
-from .linear import probe_features
+from .linear import FeatureFile, probe_features
 
 PIXELS, TOGETHER, UNTRAINED = "pixels", "together", "untrained-noisy"
 # Parts of a map a side, over which both streams of all blocks are averaged; for clusters too.
@@ -133,8 +136,6 @@ def untrained(network: PixelCNNpp, inputs: ProbeInputs) -> PixelCNNpp:
 def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScores:
     """The probe after each block of a network in evaluation mode; of the pixels for None."""
     labels, test_labels = inputs.train.known_labels(), inputs.test.known_labels()
-    train = block_features(network, inputs, inputs.train, repeat=0)
-    test = block_features(network, inputs, inputs.test, repeat=1)
     classes = 1 + int(max(labels.max(), test_labels.max()))
     choices = {"epochs": inputs.settings.epochs, "seed": inputs.settings.seed}
     device = parameter_of(network).device
@@ -143,16 +144,19 @@ def probe_network(network: PixelCNNpp | None, inputs: ProbeInputs) -> BlockScore
         sets = (train[block], labels), (test[block], test_labels)
         return probe_features(sets[0], sets[1], classes, device=device, **choices)
 
-    # The widest first, so that the last ones are short.
-    order = sorted(train, key=lambda block: -train[block].shape[1])
-    scores = dict(zip(order, map_parts(probe, order), strict=True))
+    features = partial(block_features, network, inputs)
+    with features(inputs.train, repeat=0) as train, features(inputs.test, repeat=1) as test:
+        # The widest first, so that the last ones are short.
+        order = sorted(train, key=lambda block: -train[block].width)
+        scores = dict(zip(order, map_parts(probe, order), strict=True))
     return {block: scores[block] for block in train}
 
 
+@contextmanager
 @torch.no_grad()
 def block_features(
     network: PixelCNNpp | None, inputs: ProbeInputs, data: ImageDataset, repeat: int
-) -> dict[str, Tensor]:
+) -> Iterator[dict[str, FeatureFile]]:
     """The features (N, D) float16 of images after each block and of all together; of the pixels for
     None. Raises ArithmeticError for values beyond float16."""
     n, parameter = len(data), parameter_of(network)
@@ -177,14 +181,17 @@ def block_features(
             )
         return rows
 
-    features: dict[str, Tensor] = {}
-    parts = batches(n, CALL_IMAGES)
-    computed = map_parts(compute, parts, in_threads=parameter.device.type == "cpu")
-    for batch, rows in zip(parts, computed, strict=True):
-        for block, values in rows.items():
-            whole = features.setdefault(block, values.new_empty(n, values.shape[1]))
-            whole[batch.start : batch.stop] = values
-    return features
+    features: dict[str, FeatureFile] = {}
+    in_threads = parameter.device.type == "cpu"
+    with ExitStack() as files:
+        for rows in map_parts(compute, batches(n, CALL_IMAGES), in_threads=in_threads):
+            for block, values in rows.items():
+                if block not in features:
+                    file = files.enter_context(TemporaryFile())
+                    features[block] = FeatureFile(file, range(n), values.shape[1])
+                features[block].file.write(values.numpy().data)
+                features[block].file.flush()
+        yield features
 
 
 def joined_features(streams: Iterable[Streams]) -> Tensor:

@@ -67,7 +67,8 @@ def test_rows_are_the_features_of_the_network_in_float16(conditioning, see, dtyp
             x = data.batch(torch.arange(len(data))).to(dtype if network else torch.float32)
             x_tilde = run.smoothing.sample(x, seed=5, first_index=0, repeat=repeat)
             seen = x_tilde if see == "noisy" else x
-            rows = block_features(network, run, data, repeat)
+            with block_features(network, run, data, repeat) as stored:
+                rows = {block: torch.cat([*file.split(7)]) for block, file in stored.items()}
             if network is None:  # the pixels are what the networks see
                 assert torch.equal(rows[PIXELS], seen.flatten(1).half())
                 continue
@@ -116,10 +117,11 @@ def test_a_probe_is_of_the_features_with_noise_of_their_own() -> None:
         for n, split in ((120, "train"), (99, "test"))
     ]
     inputs = ProbeInputs(*sets, dsmooth.GaussianSmoothing(0.3), ProbeSettings(epochs=8))
-    train, test = (
-        (block_features(None, inputs, data, repeat)[PIXELS], data.labels)
+    noised = (
+        inputs.of(None, data.batch(torch.arange(len(data))), 0, repeat)[0].flatten(1).half()
         for repeat, data in enumerate(sets)
     )
+    train, test = ((rows, data.labels) for rows, data in zip(noised, sets, strict=True))
     score = probe_network(None, inputs)[PIXELS]
     assert score == probe_features(train, test, 2, epochs=8)
     parts = slice(100), slice(100, None)
