@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .fields import check_number
+from .fields import check_numbers
 from .files import guarded
 from .progress import silence
 
@@ -119,8 +119,7 @@ def process_group() -> Iterator[Group]:
         return
     with guarded("RANK or WORLD_SIZE", "a whole number"):
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    check_number("WORLD_SIZE", size)
-    check_number("RANK", rank, 0, size - 1)
+    check_numbers(WORLD_SIZE=(size,), RANK=(rank, 0, size - 1))
     entered = Group(rank, size)
     with ExitStack() as stack:
         if size > 1 and not dist.is_initialized():

@@ -162,6 +162,12 @@ def check_number(name: str, value: object, least: int = 1, most: int | None = No
     raise SettingError(name, f"must {allowed}, got {value!r}")
 
 
+def check_numbers(**numbers: Any) -> None:
+    """`check_number` of several, each a tuple: the value, and its bounds."""
+    for name, (value, *bounds) in numbers.items():
+        check_number(name, value, *bounds)
+
+
 def check_floating(name: str, tensor: object) -> None:
     """Raise TypeError unless `tensor` is a floating-point tensor."""
     from torch import Tensor
@@ -177,15 +183,19 @@ def check_tensor(
     shape: Sequence[int | str],
     device: torch.device | None = None,
     dtypes: Collection[torch.dtype] = (),
+    *,
+    floating: bool = False,
 ) -> None:
     """Raise TypeError unless `tensor` is a tensor, ValueError for a wrong shape, device or dtype.
 
     shape: numbers, or letters for dimensions of any size. dtypes: the allowed ones; empty for any.
+    floating: whether it must be floating point, else TypeError.
     """
     from torch import Tensor
 
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not isinstance(tensor, Tensor) or (floating and not tensor.is_floating_point()):
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a {'floating-point ' * floating}tensor, got {got}")
     pairs = zip(shape, tensor.shape, strict=False)
     if tensor.ndim != len(shape) or any(n != m and not isinstance(n, str) for n, m in pairs):
         words = str(tuple(shape)).replace("'", "")

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .bound import GRADIENT_PASSES, TOP_CLASSES, Bound, log_mean_exp, log_weights
 from .config import Classes, Method, Precision
-from .fields import check_number, check_tensor
+from .fields import check_number
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.condition import ClassLabel, labels_of, log_prior
@@ -255,8 +255,9 @@ class SmoothedPair(Pretrained):
     ) -> tuple[Bound, Tensor | None]:
         """The bound, and the labels (B,) int64 on the device or None; checks the arguments."""
         check_number("n_noise", n_noise)
-        self._check_images("x", x)
-        self.check_scale("x", x)
+        shape = "B", self.noisy.config.image_channels, *self.image_size
+        check_images("x", x, shape, self.device)
+        check_scale("x", x, as_bytes=self.denoiser.config.likelihood == "discretized")
         known = label is not None
         labels = labels_of(label, self.classes, len(x), self.device) if known else None
         return self.bound(top_classes), labels
@@ -266,16 +267,6 @@ class SmoothedPair(Pretrained):
         """log p(class) of each class, by the shares in the training images: (n_classes,)."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         return log_prior(self.classes, self.device).to(dtype)
-
-    def _check_images(self, name: str, x: Tensor) -> None:
-        """Raise TypeError or ValueError unless x has the pair's shape of images and its device."""
-        check_images(name, x)
-        shape = "B", self.noisy.config.image_channels, *self.image_size
-        check_tensor(name, x, shape, self.device)
-
-    def check_scale(self, name: str, x: Tensor) -> None:
-        """Raise ValueError for images outside [-1, 1], or not bytes where they must be."""
-        check_scale(name, x, as_bytes=self.denoiser.config.likelihood == "discretized")
 
     @property
     def device(self) -> torch.device:

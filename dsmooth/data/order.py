@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..fields import check_number
+from ..fields import check_numbers
 from ..philox import Stream, image_words
 from .dataset import ImageDataset
 
@@ -38,8 +38,7 @@ def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
     ORDER); the permutation sorts these 64-bit keys, equal ones by index. Returns (n,) int64.
     Raises ValueError for n, epoch or seed out of range.
     """
-    check_number("n", n, 1, MOST_IMAGES)
-    check_number("epoch", epoch, 0)
+    check_numbers(n=(n, 1, MOST_IMAGES), epoch=(epoch, 0))
     return _permutation(n, epoch, seed).clone()
 
 
@@ -58,9 +57,7 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     epochs, and nothing is dropped. Returns (batch_size,) int64.
     Raises ValueError for an argument out of range.
     """
-    check_number("n", n, 1, MOST_IMAGES)
-    check_number("images_seen", images_seen, 0)
-    check_number("batch_size", batch_size)
+    check_numbers(n=(n, 1, MOST_IMAGES), images_seen=(images_seen, 0), batch_size=(batch_size,))
     end = images_seen + batch_size
     epochs = range(images_seen // n, (end - 1) // n + 1)
     pieces = [_permutation(n, e, seed)[max(0, images_seen - e * n) : end - e * n] for e in epochs]

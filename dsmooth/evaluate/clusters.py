@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageDataset, own_images
-from ..fields import check_number
+from ..fields import check_numbers
 from ..machine import torch_seed
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
@@ -68,8 +68,7 @@ def find_clusters(
     """Labels (N,) int64 of images, and a function that gives other images those of the nearest
     clusters, which may be of any size. Arguments and errors as of `cluster`."""
     n = len(images)
-    check_number("n_clusters", n_clusters, 2, n)
-    check_number("seed", seed, 0, 2**64 - 1)
+    check_numbers(n_clusters=(n_clusters, 2, n), seed=(seed, 0, 2**64 - 1))
     fitted = torch.arange(n)
     if n > FITTED_IMAGES:
         fitted = torch.linspace(0, n - 1, FITTED_IMAGES, dtype=torch.float64).long()

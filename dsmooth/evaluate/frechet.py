@@ -5,7 +5,7 @@ The distance of Heusel et al. (2017) is called FID only with features of the Inc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,9 @@ def frechet_distance(
     Raises ValueError for wrong shapes, values that are not finite, and covariances that are not
     symmetric or have a negative eigenvalue. Source: Dowson & Landau (1982); Heusel et al. (2017).
     """
-    first, second = _as_float64("mean1", mean1), _as_float64("mean2", mean2)
-    check_tensor("mean1", first, ("D",))
-    check_tensor("mean2", second, first.shape)
-    a = _factor("cov1", _as_float64("cov1", cov1), first.numel())
-    b = _factor("cov2", _as_float64("cov2", cov2), first.numel())
+    first = _as_float64("mean1", mean1, ("D",))
+    second = _as_float64("mean2", mean2, first.shape)
+    a, b = _factor("cov1", cov1, first.numel()), _factor("cov2", cov2, first.numel())
     root = torch.linalg.svdvals(a.T @ b).sum()
     squares = (first - second).square().sum() + a.square().sum() + b.square().sum()
     return max(0.0, float(squares - 2 * root))
@@ -67,13 +65,14 @@ def distance_with_error(
     return value, float(torch.tensor(others, dtype=torch.float64).std())
 
 
-def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
+def _as_float64(name: str, value: Tensor | ArrayLike, shape: Sequence[int | str]) -> Tensor:
     if not isinstance(value, Tensor):
         value = np.asarray(value)
         if value.dtype.kind in "biuf":
             value = torch.from_numpy(value.astype(np.float64))
     if not isinstance(value, Tensor) or value.is_complex():
         raise ValueError(f"{name} must be real, got {value.dtype}")
+    check_tensor(name, value, shape)
     tensor = value.detach().to("cpu", torch.float64)
     if not tensor.isfinite().all():
         bad = int((~tensor.isfinite()).sum())
@@ -81,9 +80,9 @@ def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
     return tensor
 
 
-def _factor(name: str, cov: Tensor, d: int) -> Tensor:
-    """The matrix A (D, rank) with A A' = cov."""
-    check_tensor(name, cov, (d, d))
+def _factor(name: str, covariance: Tensor | ArrayLike, d: int) -> Tensor:
+    """The matrix A (D, rank) with A A' = covariance."""
+    cov = _as_float64(name, covariance, (d, d))
     scale = float(cov.abs().max())
     asymmetry = float((cov - cov.T).abs().max())
     if asymmetry > COVARIANCE_TOLERANCE * scale:
@@ -120,8 +119,7 @@ class FeatureStatistics:
         count, mean = 0, torch.zeros((), dtype=torch.float64)
         scatter = mean  # the sum of outer products of deviations from the mean
         for features in batches:
-            check_tensor("features", features, ("B", len(mean) if count else "D"))
-            batch = _as_float64("features", features)
+            batch = _as_float64("features", features, ("B", len(mean) if count else "D"))
             n = len(batch)
             if n:
                 centred = batch - batch.mean(0)
@@ -144,7 +142,6 @@ class FeatureStatistics:
         Raises FileNotFoundError or ValueError, naming the file.
         """
         arrays = read_npz(Path(path), ("mu", "sigma"))
-        mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
-        check_tensor(f"{path}: mu", mean, ("D",))
-        check_tensor(f"{path}: sigma", covariance, 2 * mean.shape)
+        mean = _as_float64(f"{path}: mu", arrays["mu"], ("D",))
+        covariance = _as_float64(f"{path}: sigma", arrays["sigma"], 2 * mean.shape)
         return cls(mean, covariance, None)

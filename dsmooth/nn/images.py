@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from .._extension import warn_once
-from ..fields import SettingError
+from ..fields import SettingError, check_tensor
 from ..functional.logistic_mixture import snap_to_bytes
 from ..pixels import PER_UNIT, are_sides, byte_of
 
@@ -27,14 +27,23 @@ def snap_half_precision(x: Tensor) -> Tensor:
     return exact + (snap_to_bytes(exact) - exact).detach()
 
 
-def check_images(name: str, x: object) -> None:
-    """Raise TypeError for numpy arrays and integers, with the calls that convert them."""
+def check_images(
+    name: str,
+    x: object,
+    shape: Sequence[int | str] | None = None,
+    device: torch.device | None = None,
+    dtypes: Collection[torch.dtype] = (),
+) -> None:
+    """`check_tensor` of a shape, or of any; its TypeError has the calls that convert arrays and
+    integers."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             f"{name} must be a floating-point tensor in [-1, 1], got {kind}: "
             f"dsmooth.to_float({name}.byte()) makes it of bytes, torch.from_numpy one of an array"
         )
+    if shape is not None:
+        check_tensor(name, x, shape, device, dtypes)
 
 
 def check_size(size: Sequence[int], *names: str) -> tuple[int, int]:

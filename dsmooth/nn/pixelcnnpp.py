@@ -321,10 +321,9 @@ class PixelCNNpp(Pretrained):
         self, x: Tensor, context: Tensor | None, label: ClassLabel | None
     ) -> Tensor | None:
         """The labels (B,) int64, after a check of the input of `forward`."""
-        check_images("x", x)
-        channels = self.config.image_channels
-        dtypes = () if torch.is_autocast_enabled(x.device.type) else (self.dtype,)
-        check_tensor("x", x, ("B", channels, "H", "W"), self.device, dtypes)
+        shape, device = ("B", self.config.image_channels, "H", "W"), self.device
+        dtypes = () if torch.is_autocast_enabled(device.type) else (self.dtype,)
+        check_images("x", x, shape, device, dtypes)
         check_size(x.shape[2:], "H", "W")
         check_context(context, self.config.conditioning, x)
         return labels_of(label, self.config.classes, x.shape[0], x.device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .._extension import warn_once
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import sampler_obstacle
-from ..fields import SettingError, check_number, check_one_of, check_tensor
+from ..fields import SettingError, check_numbers, check_one_of, check_tensor
 from ..machine import choose_device, has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS, ClassLabel, check_context, labels_of
@@ -87,11 +87,9 @@ def resolve(
     shape = configs[0].image_channels, *sides
     given, name = (x_tilde, "x_tilde") if x is None else (x, "x")
     if given is not None and (is_pair or x is not None):
-        check_images(name, given)
-        check_tensor(name, given, ("B", *shape), device)
+        check_images(name, given, ("B", *shape), device)
         count = len(given)
-    check_number("count", count)
-    check_number("draws", draws)
+    check_numbers(count=(count,), draws=(draws,))
     total = index(count) * index(draws)  # type: ignore[arg-type] # None was refused
     first = whole_index(first_index, total)
     if in_memory:
@@ -216,8 +214,8 @@ def known_pixels(
 ) -> KnownPixels:
     """The known pixels of `count` images (see `Choices`), for networks with these settings."""
     shape, device = place
-    check_images(name, images)
-    check_tensor(name, images, (1 if len(images) == 1 else count, *shape), device)
+    same = isinstance(images, Tensor) and images.shape[:1] == (1,)  # for all images
+    check_images(name, images, (1 if same else count, *shape), device)
     mask = mask[None] if mask is not None and mask.ndim == 2 else mask
     rows = 1 if mask is not None and len(mask) == 1 else count
     check_tensor("mask", mask, (rows, *shape[1:]), device, (torch.bool,))
