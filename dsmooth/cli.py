@@ -21,7 +21,7 @@ from tyro.conf import subcommand
 
 from ._extension import __version__
 from .commands import options as verbs
-from .fields import SettingError, in_python, nearest
+from .fields import SettingError, check, in_python, nearest
 from .progress import lines_shown
 from .text import escape_control
 
@@ -81,10 +81,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def call(name: str, command: object) -> int:
     """Run a verb with its options; returns its status. It is imported now, and torch with it."""
+    from .files import check_writable
     from .work import workers
 
+    check(command)
     threads = command.execution.threads if hasattr(command, "execution") else None
     with lines_shown(), workers(threads):
+        for path in getattr(command, "outputs", ()):
+            check_writable(path)
         return getattr(import_module(f".commands.{name}", __package__), name)(command) or 0
 
 

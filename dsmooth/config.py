@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from .fields import SettingError, check, check_number, check_one_of, plain_values
+from .fields import SettingError, check, check_one_of, plain_values
 from .pixels import N_BYTES, Atoms, Likelihood, MixtureOptions, check_likelihood
 
 # Name of a data set that was given in Python, in the settings of a run.
@@ -28,6 +28,7 @@ Conditioning = Literal["none", "stack", "concat"]
 Size = Annotated[int, Meta(ge=1, le=LARGEST)]
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, extra={"<=": 2**64 - 1})]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -242,14 +243,13 @@ class TrainConfig(RunSettings):
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
     """auto: bfloat16 where that is faster, else float32."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Decides weights, order, noise and dropout."""
     evaluation_images: Positive = 500
     """Held-out images of each evaluation, always the same with the same noise."""
 
     def __post_init__(self) -> None:
         check(self)
-        check_number("seed", self.seed, 0, 2**64 - 1)
         if self.kernel_rate is not None and self.optimizer != "muon":
             raise SettingError("kernel_rate", f'needs optimizer "muon", got "{self.optimizer}"')
         if self.label_dropout and not self.has_classes:
@@ -317,9 +317,8 @@ class ProbeSettings:
     """Test images, the first ones; by default all."""
     epochs: Positive = 20
     """Passes of a probe over the training images."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
         check(self)
-        check_number("seed", self.seed, 0, 2**64 - 1)

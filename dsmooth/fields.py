@@ -121,15 +121,25 @@ def _plain(value: Any) -> Any:
 
 def _expected(value: object, hint: object) -> str:
     """The words for what a field must hold instead of a value; "" if it may hold it."""
-    if isinstance(hint, type) and is_dataclass(hint):  # it has checked itself
-        return "" if isinstance(value, hint) else f"a {hint.__name__}"
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if isinstance(kind, type) and is_dataclass(kind):  # it has checked itself
+        return "" if isinstance(value, kind) else f"a {kind.__name__}"
     if isinstance(value, float) and not math.isfinite(value):
         return "finite"
     try:
         msgspec.convert(value, hint, strict=True)
     except msgspec.ValidationError:
         return _allowed(hint)
-    return ""
+    most = _bounds(hint)["<="] if kind is int else None
+    return "" if most is None or value <= most else _allowed(hint)  # type: ignore[operator]
+
+
+def _bounds(hint: Any) -> dict[str, float | None]:
+    """The bounds of a type; extra: those that msgspec cannot check, as they do not fit 64 bits."""
+    metas = (meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, msgspec.Meta))
+    meta = next(metas, msgspec.Meta())
+    bounds = {">=": meta.ge, ">": meta.gt, "<=": meta.le, "<": meta.lt}
+    return {**bounds, "with length >=": meta.min_length, **(meta.extra or {})}
 
 
 def _allowed(hint: Any) -> str:
@@ -143,11 +153,8 @@ def _allowed(hint: Any) -> str:
         length = "" if inner[-1] is Ellipsis else f" of length {len(inner)}"
         return f"a list{length}, each item {_allowed(inner[0])}"
     if origin is Annotated:
-        kind, meta = inner
-        bounds = {">=": meta.ge, ">": meta.gt, "<=": meta.le, "<": meta.lt}
-        bounds["with length >="] = meta.min_length
-        words = (f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
-        return f"{_allowed(kind)} {' and '.join(words)}"
+        bounds = [f"{sign} {bound}" for sign, bound in _bounds(hint).items() if bound is not None]
+        return " ".join(filter(None, (_allowed(inner[0]), " and ".join(bounds))))
     return " or ".join(map(_allowed, inner)) if inner else _TYPES.get(hint, f"a {hint.__name__}")
 
 

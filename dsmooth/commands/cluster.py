@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ..data import SPLITS, ImageDataset
-from ..data.labels import LABELS_FILE, write_labels
+from ..data.labels import write_labels
 from ..data.pictures import save_grid
 from ..evaluate.clusters import agreement, cluster_splits
-from ..fields import check_number
-from ..files import check_writable, printable
+from ..files import printable
 from ..machine import choose_device
 from ..pretrained import data_of, images_for, load
 from ..text import Table
@@ -26,10 +25,7 @@ SHOWN = 16  # images of a cluster in the picture, black where it has fewer
 
 def cluster(options: Cluster) -> None:
     """Run `dsmooth cluster`. Raises ValueError or FileNotFoundError before any work."""
-    path, picture = options.out / LABELS_FILE, options.out / "clusters.png"
-    for file in (path, picture):
-        check_writable(file)
-    check_number("clusters", options.clusters, 2)
+    path, picture = options.outputs
     models = load(*options.models, device=choose_device(options.execution.device))
     if "noisy" not in models.networks:
         raise ValueError("clusters are of features of a noisy model: name its run, or its pair")

@@ -17,7 +17,7 @@ from tyro.conf import (
     arg,
 )
 
-from ..config import Method, Precision, ProbeSettings, Role, Split
+from ..config import Method, Natural, Positive, Precision, ProbeSettings, Role, Seed, Split
 from ..fields import SettingError, nearest
 from ..presets import DEFAULT_PRESET, PRESETS, RGB_PRESET, SETTINGS
 
@@ -26,7 +26,8 @@ T = TypeVar("T")
 Maybe = Annotated[DisallowNone[T | None], arg(help_behavior_hint="")]
 # A flag that defaults to False; hides --no-X from the help.
 Flag = Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="")]
-Count = Annotated[int, arg(aliases=["-n"])]
+Count = Annotated[Positive, arg(aliases=["-n"])]
+Several = Annotated[int, msgspec.Meta(ge=2)]
 MODELS_HELP = (
     "mnist, a pair that comes with the package; a saved pair; the run folders of a noisy model and "
     "of its denoiser, or a folder with both; or one run folder."
@@ -43,6 +44,17 @@ Preset = Annotated[
     DisallowNone[str | None],
     arg(help=PRESET_HELP, help_behavior_hint="", metavar="|".join(PRESETS)),
 ]
+
+
+class Writing:
+    """A verb that writes what `out` names."""
+
+    out: Any
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files or the folder to write."""
+        return self.out if isinstance(self.out, tuple) else (self.out,)
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,7 @@ def setting_of_text(text: str) -> tuple[str, Any]:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Writing):
     """Sample images from a pair, or from one trained model, into files.
 
     A long call with a folder as --out can be stopped and repeated: it continues where it was. Under
@@ -204,14 +216,14 @@ class Sample:
     out: tuple[Path, ...] = (Path("samples.png"),)
     """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
     folder, a path without suffix, for a numbered PNG of each image. A larger --count adds to it."""
-    first_index: int = 0
+    first_index: Natural = 0
     """Number of the first image in the stream that --seed names."""
     drawing: OmitArgPrefixes[Drawing] = Drawing()
     execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
-class Complete:
+class Complete(Writing):
     """Sample the missing part of images from a pair, or from one trained model.
 
     Known pixels are kept; what is missing is sampled several times for each image. Writes a PNG
@@ -229,7 +241,7 @@ class Complete:
     """Fraction of the rows that are known, from the top; by default half of them."""
     mask: Maybe[Path] = None
     """An image file of the same size instead: white pixels are known, black ones missing."""
-    draws: int = 8
+    draws: Positive = 8
     """Completions of each image."""
     out: tuple[Path, ...] = (Path("completed.png"),)
     """Files to write: .png for the grid, .npz for arrays `x` (the completions, N * draws, C, H,
@@ -247,18 +259,23 @@ class Cluster:
     """
 
     models: Folders = (Path("mnist"),)
-    clusters: int = 10
+    clusters: Several = 10
     """Number of clusters."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
-    seed: int = 0
+    seed: Seed = 0
     """Decides where the clusters begin."""
     out: Path = Path("clusters")
     """Folder for the labels and the PNG."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
+    @property
+    def outputs(self) -> tuple[Path, Path]:
+        """The labels and the PNG."""
+        return self.out / "labels.npz", self.out / "clusters.png"
+
 
 @dataclass(frozen=True)
-class BitsOptions:
+class BitsOptions(Writing):
     """Bits/dim of held-out images, in every convention.
 
     A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
@@ -270,13 +287,13 @@ class BitsOptions:
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     split: Maybe[Split | Literal["all"]] = None
     """Images of the data set; by default test, or all of a folder that no model was trained on."""
-    limit: Maybe[int] = None
+    limit: Maybe[Positive] = None
     """Take the first images only, for a quick look."""
-    n_noise: int = 4
+    n_noise: Positive = 4
     """Samples of the noise per image, for a pair."""
-    batch_size: int = 100
+    batch_size: Positive = 100
     """Images at a time; does not change the result."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the noise."""
     plain: Maybe[Path] = None
     """Plain PixelCNN++ to compare with the pair: mnist-plain, or the folder of a run."""
@@ -286,7 +303,7 @@ class BitsOptions:
 
 
 @dataclass(frozen=True)
-class FrechetOptions:
+class FrechetOptions(Writing):
     """Fréchet distance of samples to real images.
 
     Called FID only with the 2015 Inception network. The table also has the distance of other real
@@ -297,7 +314,7 @@ class FrechetOptions:
 
     samples: Annotated[Positional[Path], arg(help_behavior_hint="")]
     """Samples of any program: a .npz, a .npy or a folder of image files."""
-    count: Annotated[Maybe[int], arg(aliases=["-n"])] = None
+    count: Annotated[Maybe[Several], arg(aliases=["-n"])] = None
     """Take as many of the samples, at random; by default all."""
     extractor: str = "mnist-classifier"
     """mnist-classifier, which comes with the package; or a name that torch-fidelity has (needs the
@@ -308,7 +325,7 @@ class FrechetOptions:
     reference: Maybe[Path] = None
     """Another reference: a file or folder of images; or a .npz with mean mu and covariance sigma of
     the extractor's features, as pytorch-fid writes it."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the bootstrap."""
     out: Path = Path("frechet.json")
     """File for the numbers; - for the standard output."""
@@ -332,6 +349,11 @@ class Probe:
     out: Path = Path("probes")
     """Folder for the results."""
     execution: OmitArgPrefixes[Computing] = Computing()
+
+    @property
+    def outputs(self) -> tuple[Path, Path, Path]:
+        """The accuracies, and a PNG of those of the noisy model and of the denoiser."""
+        return self.out / "probes.json", self.out / "noisy.png", self.out / "denoiser.png"
 
 
 @dataclass(frozen=True)
@@ -359,9 +381,14 @@ class Reproduce:
     extractor: str = "auto"
     """Extractor of the Fréchet distance: auto (the package's classifier for MNIST, none for other
     data), or one of `dsmooth evaluate fid --help`."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides weights, noise and samples."""
     execution: OmitArgPrefixes[Computing] = Computing()
+
+    @property
+    def outputs(self) -> tuple[Path]:
+        """The report."""
+        return (self.out / "report.html",)
 
 
 @dataclass(frozen=True)

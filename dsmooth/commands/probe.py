@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..data import SPLITS
 from ..evaluate.probe import PIXELS, best_probe, probe_pair
-from ..files import check_writable, printable, write_atomically
+from ..files import printable, write_atomically
 from ..machine import choose_device
 from ..pretrained import images_for, load
 from ..progress import progress
@@ -17,10 +17,7 @@ from .options import Probe
 
 def probe(options: Probe) -> None:
     """Run `dsmooth probe`: probes.json and a PNG per network."""
-    path, execution = options.out / "probes.json", options.execution
-    pictures = {name: options.out / f"{name}.png" for name in ("noisy", "denoiser")}
-    for file in (path, *pictures.values()):
-        check_writable(file)
+    (path, *pictures), execution = options.outputs, options.execution
     models = load(*options.models, device=choose_device(execution.device))
     pair, plain = models.pair, models.plain
     train, test = (images_for(models, split, **vars(options.dataset)) for split in SPLITS)
@@ -28,7 +25,7 @@ def probe(options: Probe) -> None:
         result = probe_pair(
             pair, train, test, options.settings, path, plain=plain, precision=execution.precision
         )
-    for name, picture in pictures.items():
+    for name, picture in zip(("noisy", "denoiser"), pictures, strict=True):
         once(write_atomically, picture, probe_png(result.accuracy, name))
     print_probes(result)
     print(f"wrote {printable(path)} and {printable(options.out)}/*.png")

@@ -9,7 +9,7 @@ from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_dataset
-from ..files import check_writable, printable
+from ..files import printable
 from ..machine import choose_device
 from ..presets import DEFAULT_PRESET, preset
 from ..pretrained import DEFAULT, images_for, load, packaged
@@ -34,8 +34,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
     runs: the models to train, by default those of the options. Returns the exit status: 0, or 128 +
     the signal's number if training was stopped; the same call then resumes.
     """
-    out, execution = options.out, options.execution
-    check_writable(out / "report.html")
+    out, execution, (page,) = options.out, options.execution, options.outputs
     runs = runs_of(options) if runs is None else runs
     if options.extractor != "auto":
         make_extractor(options.extractor)  # an unknown one is refused before any work
@@ -68,10 +67,10 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         given = "models that were given" if options.models else "models that come with dsmooth"
         name = options.preset or DEFAULT_PRESET if runs else given
         report = record.keep(stages.report(name, samples, held_out))
-    once(write_report, out / "report.html", report, samples, held_out)
+    once(write_report, page, report, samples, held_out)
     bits_table(report.bits).show()
     print(f"Pictures: {printable(out / 'samples')}/*.png")
-    print(f"Report:   {printable(out / 'report.html')} (for a browser; it needs no network)")
+    print(f"Report:   {printable(page)} (for a browser; it needs no network)")
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pictures import is_diverged, save_grid
-from ..files import check_writable, printable, suffix_of
+from ..files import printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
 from ..sampling.output import draw_all, draw_folder, write_images
@@ -59,15 +59,13 @@ def choices_of(options: Sample | Complete) -> dict[str, Any]:
 
 
 def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:
-    """Raise ValueError for files that images cannot be written to. folder: whether one may be."""
+    """Raise ValueError for files of other kinds than images. folder: whether one may be."""
     suffixes = [suffix_of(path) for path in outputs]
     is_folder = folder and suffixes == [""] and outputs != (Path("-"),)
     if not is_folder and not (suffixes and {*suffixes} <= {".png", ".npz"}):
         words = ", or be one folder, without a suffix" * folder
         found = " ".join(map(str, outputs)) or "nothing"
         raise ValueError(f"--out must end in .png or .npz{words}, got {found}")
-    for path in outputs:
-        check_writable(path)
 
 
 def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -> None:

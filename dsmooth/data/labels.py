@@ -13,8 +13,6 @@ from ..config import Classes
 from ..files import guarded, printable, read_npz, write_npz
 from .dataset import ImageDataset
 
-LABELS_FILE = "labels.npz"  # in a folder of clusters
-
 
 def write_labels(path: Path, datasets: Sequence[ImageDataset], names: Sequence[str]) -> None:
     """Write a .npz of the labels (N,) of each split, the digest of its images, and the names."""

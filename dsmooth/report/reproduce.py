@@ -20,7 +20,6 @@ from ..evaluate.features import CLASSIFIER, make_extractor
 from ..evaluate.likelihood import clean_noise_of, measure_bits
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
-from ..fields import check_number
 from ..files import read_npz
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
@@ -60,9 +59,6 @@ class ReproduceSettings:
     extractor: str = "auto"
     seed: int = 0
     precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        check_number("count", self.count)  # before anything is trained
 
 
 @dataclass(frozen=True)

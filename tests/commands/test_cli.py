@@ -138,7 +138,7 @@ def test_the_traceback_of_an_error_is_shown_on_request(monkeypatch, capsys) -> N
     assert run("sample", "-n", "0") == 1
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith("Traceback")
-    assert last == "dsmooth: error: --count must be at least 1, got 0"
+    assert last == "dsmooth: error: --count must be a whole number >= 1, got 0"
 
 
 def test_settings_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

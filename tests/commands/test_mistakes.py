@@ -31,7 +31,10 @@ MISTAKES = [
     ("train noisy --set ema", "--set takes NAME=VALUE of a setting, got ema"),
     ("train noisy --set role=plain", "--set takes NAME=VALUE of a setting, got role=plain"),
     ("train noisy --set ema=much", "`ema` must be a number >= 0 and < 1, got 'much'"),
-    (f"train noisy --seed {2**64}", "--seed must lie in 0 .. 18446744073709551615, got"),
+    (
+        f"train noisy --seed {2**64}",
+        "--seed must be a whole number >= 0 and <= 18446744073709551615, got",
+    ),
     ("train noisy --set seed=3 --seed 4", "--seed was given twice: leave one out"),
     (
         "train noisy --label-dropout 0.5 --images 8",
@@ -49,7 +52,7 @@ MISTAKES = [
     ("sample noisy --out folder.npz", "folder.npz must be a file to write, and is a folder"),
     ("sample plain --method single-step", "--method is for a pair, not for a single model"),
     ("sample plain --method noisy", "--method is for a pair, not for a single model: leave it out"),
-    (f"{FID} large.npy -n 1", "--count must be at least 2, got 1"),
+    (f"{FID} large.npy -n 1", "--count must be a whole number >= 2 or None, got 1"),
     ("complete pair images --out rows", "--out must end in .png or .npz, got rows"),
     ("complete pair images --keep-top 0.2 --mask large.png", "--keep-top and --mask both say"),
     ("complete pair images --draws 40000000 -n 4 --out x.npz", "but the machine has"),
@@ -59,19 +62,22 @@ MISTAKES = [
     ("complete pair nan.npy", "nan.npy holds images that are not finite: leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),
     ("cluster plain", "clusters are of features of a noisy model"),
-    ("cluster noisy --clusters 0", "--clusters must be at least 2, got 0"),
+    ("cluster noisy --clusters 0", "--clusters must be a whole number >= 2, got 0"),
     (f"cluster noisy {FOLDER} --out images/clusters", "--out must not be inside images"),
     ("evaluate bpd", "give a saved pair"),
     ("evaluate bpd pair", '"folder" needs the folder of its files; to name it, set --data-dir'),
     ("evaluate bpd mnist --split all", "--split must be one of train, test, got 'all'"),
     ("evaluate bpd plain --plain plain", "plain holds a second plain model"),
-    (f"evaluate bpd noisy denoiser {FOLDER} --limit 0", "--limit must be at least 1, got"),
+    (
+        f"evaluate bpd noisy denoiser {FOLDER} --limit 0",
+        "--limit must be a whole number >= 1 or None, got",
+    ),
     ("evaluate bpd own --data-dir images", "name that folder, and set --data folder"),
     ("evaluate bpd noisy denoiser --data-dir nowhere", "is in nowhere or the folders inside it"),
     ("evaluate bpd noisy denoiser --out log.json/x.json", "x.json cannot be written: "),
     ("evaluate bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
     (f"{FID} nowhere", "is in nowhere or the folders inside it"),
-    (f"{FID} x.npy --seed -1", "--seed must lie in 0 .. "),
+    (f"{FID} x.npy --seed -1", "--seed must be a whole number >= 0 and <= "),
     (f"{FID} x.npy --reference none.npz", "No such file or directory: 'none.npz'"),
     (
         f"{FID} x.npy --reference fid.npz --data mnist",
@@ -83,7 +89,7 @@ MISTAKES = [
     (f"{FID} x.npy {FOLDER}", "pass your own network to make_extractor(module)"),
     ("probe noisy denoiser --data mnist", "the pair is for images (C, H, W) = (1, 8, 8)"),
     (f"{REPRODUCE} --budget 1", "--models are trained: leave out --budget"),
-    ("reproduce --count 0", "count must be at least 1, got 0"),
+    ("reproduce --count 0", "--count must be a whole number >= 1, got 0"),
 ]
 
 

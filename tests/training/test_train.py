@@ -233,7 +233,7 @@ def test_paper_presets_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": -1}, "`seed` must be a whole number >= 0, got -1"),
+        ({"seed": -1}, "`seed` must be a whole number >= 0 and <= 18446744073709551615, got -1"),
         ({"ema": 1.0}, "`ema` must be a number >= 0 and < 1, got 1.0"),
         ({"scale": 1e400}, "`scale` must be finite, got inf"),
         ({"learning_rate": "1e-3"}, "`learning_rate` must be a number > 0, got"),  # as YAML has it
