@@ -13,6 +13,7 @@ from ..data import SPLITS, ImageDataset
 from ..data.labels import write_labels
 from ..data.pictures import save_grid
 from ..evaluate.clusters import agreement, cluster_splits
+from ..fields import SettingError
 from ..files import printable
 from ..machine import choose_device
 from ..pretrained import data_of, images_for, load
@@ -32,7 +33,7 @@ def cluster(options: Cluster) -> None:
     chosen = vars(options.dataset)
     folder = data_of(models, **chosen)[1]
     if folder is not None and Path(realpath(path)).is_relative_to(realpath(folder)):
-        raise ValueError(f"--out must not be inside {folder}: clusters.png would be an image")
+        raise SettingError("out", f"must not be inside {folder}: clusters.png would be an image")
     train, test = (images_for(models, split, **chosen) for split in SPLITS)
     noisy = models.networks["noisy"]
     labelled = cluster_splits(noisy, train, test, options.clusters, seed=options.seed)

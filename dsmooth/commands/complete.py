@@ -11,6 +11,7 @@ from ..data import to_float
 from ..data.dataset import as_grey
 from ..data.pictures import is_diverged
 from ..data.sources import read_images, read_mask
+from ..fields import SettingError
 from ..files import printable
 from ..pretrained import DEFAULT, Loaded, find, images_for, load, runs_in
 from ..progress import progress
@@ -24,7 +25,8 @@ from .sample import check_outputs, choices_of, say_drawn
 def complete(options: Complete) -> None:
     """Run `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
     if options.mask is not None and options.keep_top is not None:
-        raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
+        words = "both say which pixels are given: leave one out"
+        raise SettingError(("keep_top", "mask"), words)
     check_outputs(options.out, folder=False)
     choices = choices_of(options)
     names, source = [*options.models], options.images
@@ -63,8 +65,8 @@ def read_originals(source: Path | None, count: int, models: Loaded) -> tuple[Ten
         try:
             data = images_for(models, "test")
         except (ValueError, FileNotFoundError):
-            words = "the models do not say where their images are: name some by --images"
-            raise ValueError(words) from None
+            words = "the models do not say where their images are: to name some, set"
+            raise SettingError((), words, images=None) from None
         images, words = data.images[:count], data.source
         if data.has_classes(models.classes):
             labels = data.first(count).labels_for(models.classes)

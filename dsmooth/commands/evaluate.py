@@ -19,6 +19,7 @@ from ..evaluate.comparison import Reference, compare_images, has_fidelity
 from ..evaluate.features import make_extractor
 from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.likelihood import measure_bits
+from ..fields import SettingError
 from ..files import json_text, printable, read_npz, write_json
 from ..machine import choose_device
 from ..pretrained import images_for, load
@@ -36,7 +37,7 @@ def evaluate(options: BitsOptions | FrechetOptions) -> None:
     """Run a command. Raises ValueError, OSError or ImportError for what does not fit."""
     screen, out = sys.stdout, options.out
     if out.suffix != ".json" and out != STDOUT:
-        raise ValueError(f"--out must end in .json, got {out}")
+        raise SettingError("out", f"must end in .json, got {out}")
     with silence() if out == STDOUT else nullcontext():
         if isinstance(options, BitsOptions):
             record = record_of(*evaluate_bits(options))

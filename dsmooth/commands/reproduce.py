@@ -9,6 +9,7 @@ from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_dataset
+from ..fields import SettingError
 from ..files import printable
 from ..machine import choose_device
 from ..presets import DEFAULT_PRESET, preset
@@ -79,7 +80,8 @@ def runs_of(options: Reproduce) -> tuple[TrainConfig, ...]:
     if options.budget is None and options.preset is None and not options.download:
         return ()
     if options.models:
-        raise ValueError("--models are trained: leave out --budget, --preset and --download")
+        words = "are trained: leave out"
+        raise SettingError("models", words, budget=None, preset=None, download=None)
     changes = {name: x for name, x in asdict(options.dataset).items() if x is not None}
     changes |= {"seed": options.seed, "download": options.download}
     minutes = BUDGET_MINUTES if options.budget is None else options.budget

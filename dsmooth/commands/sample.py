@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pictures import is_diverged, save_grid
+from ..fields import SettingError
 from ..files import printable, suffix_of
 from ..pretrained import load
 from ..progress import progress
@@ -65,7 +66,7 @@ def check_outputs(outputs: Sequence[Path], *, folder: bool = True) -> None:
     if not is_folder and not (suffixes and {*suffixes} <= {".png", ".npz"}):
         words = ", or be one folder, without a suffix" * folder
         found = " ".join(map(str, outputs)) or "nothing"
-        raise ValueError(f"--out must end in .png or .npz{words}, got {found}")
+        raise SettingError("out", f"must end in .png or .npz{words}, got {found}")
 
 
 def say_drawn(drawn: int, diverged: int, started: float, *, existing: int = 0) -> None:

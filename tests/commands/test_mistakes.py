@@ -57,7 +57,7 @@ MISTAKES = [
     ("complete pair images --keep-top 0.2 --mask large.png", "--keep-top and --mask both say"),
     ("complete pair images --draws 40000000 -n 4 --out x.npz", "but the machine has"),
     ("complete pair images --label own", "--label was given, but the model has no classes"),
-    ("complete pair", "the models do not say where their images are: name some by --images"),
+    ("complete pair", "the models do not say where their images are: to name some, set --images"),
     ("complete pair large.png", "(C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
     ("complete pair nan.npy", "nan.npy holds images that are not finite: leave"),
     ("complete noisy images", "noisy is a noisy model: name the pair that it is of"),

@@ -367,7 +367,7 @@ def test_another_folder_is_refused(tmp_path: Path, drawn: list[int]) -> None:
     check_outputs([tmp_path / "samples-0.9"])  # a folder, for all its dot
     with suppress(ValueError):  # of whoever may not write there
         check_writable(Path("/"))
-    refuses(r"--out must end in \.png or \.npz, or be one folder", check_outputs, [Path("x.txt")])
+    refuses(r"`out` must end in \.png or \.npz, or be one folder", check_outputs, [Path("x.txt")])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     refuses("run has files, .*: choose a new folder", fill, tmp_path / "run", 3)
