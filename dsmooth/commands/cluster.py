@@ -34,7 +34,7 @@ def cluster(options: Cluster) -> None:
     folder = data_of(models, **chosen)[1]
     if folder is not None and Path(realpath(path)).is_relative_to(realpath(folder)):
         raise SettingError("out", f"must not be inside {folder}: clusters.png would be an image")
-    train, test = (images_for(models, split, **chosen) for split in SPLITS)
+    train, test = images_for(models, SPLITS, **chosen)
     noisy = models.networks["noisy"]
     labelled = cluster_splits(noisy, train, test, options.clusters, seed=options.seed)
     # The file of labels is written last: where it exists, nothing is missing.

@@ -63,7 +63,7 @@ def read_originals(source: Path | None, count: int, models: Loaded) -> tuple[Ten
     shape, labels = models.image_shape, None
     if source is None:
         try:
-            data = images_for(models, "test")
+            (data,) = images_for(models, ("test",))
         except (ValueError, FileNotFoundError):
             words = "the models do not say where their images are: to name some, set"
             raise SettingError((), words, images=None) from None

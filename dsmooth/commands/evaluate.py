@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..config import RESIZED
-from ..data import load_dataset
+from ..data import load_splits
 from ..data.dataset import as_grey
 from ..data.order import choose_images
 from ..data.sources import read_images
@@ -54,7 +54,8 @@ def evaluate_bits(options: BitsOptions) -> tuple[Mapping[str, object], BitsResul
     """Measure and print bits/dim; what decides the numbers, and the numbers."""
     folders = [*options.models, *filter(None, [options.plain])]
     models = load(*folders, device=choose_device(options.execution.device))
-    dataset = images_for(models, options.split, **vars(options.dataset)).first(options.limit)
+    splits = () if options.split is None else (options.split,)
+    dataset = images_for(models, splits, **vars(options.dataset))[0].first(options.limit)
     choices = {"n_noise": options.n_noise, "seed": options.seed}
     precision = options.execution.precision
     with progress("bits/dim", len(dataset)):
@@ -79,14 +80,14 @@ def evaluate_frechet(options: FrechetOptions) -> tuple[Mapping[str, object], Fre
     path, floor, (height, width) = options.reference, None, samples.images.shape[2:]
     size = height if name in RESIZED and height == width else None
     real: Tensor | FeatureStatistics
+    other = "test" if options.split == "train" else "train"
     if path is None:
-        data = load_dataset(name, options.split, place, image_size=size)
+        data, floor = load_splits(name, (options.split, other), place, False, size)
         real, source = data.images, data.words
     else:
         real, source = read_reference(path), {"source": printable(path)}
-    if path is None or options.dataset.data is not None:
-        other = "test" if options.split == "train" else "train"
-        floor = load_dataset(name, other, place, image_size=size)
+        if options.dataset.data is not None:
+            (floor,) = load_splits(name, (other,), place, False, size)
     with progress("features of real images", len(real) if isinstance(real, Tensor) else 1):
         reference = Reference.of(real, extractor)
     sets = {"samples": samples.images}

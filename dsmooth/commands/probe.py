@@ -20,7 +20,7 @@ def probe(options: Probe) -> None:
     (path, *pictures), execution = options.outputs, options.execution
     models = load(*options.models, device=choose_device(execution.device))
     pair, plain = models.pair, models.plain
-    train, test = (images_for(models, split, **vars(options.dataset)) for split in SPLITS)
+    train, test = images_for(models, SPLITS, **vars(options.dataset))
     with progress("probes", 4 if plain is None else 5, "networks"):
         result = probe_pair(
             pair, train, test, options.settings, path, plain=plain, precision=execution.precision

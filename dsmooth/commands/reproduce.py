@@ -60,8 +60,7 @@ def reproduce(options: Reproduce, runs: Sequence[TrainConfig] | None = None) -> 
         folders = packaged()[DEFAULT], packaged()[f"{DEFAULT}-plain"]
         names = options.models or [out / run.role for run in runs] or folders
         models = load(*names, device=choose_device(execution.device))
-        chosen = vars(options.dataset)
-        train_set, test_set = (images_for(models, split, **chosen) for split in SPLITS)
+        train_set, test_set = images_for(models, SPLITS, **vars(options.dataset))
         stages = Stages(out, models, train_set, test_set, choices)
         check_dataset(models.pair, stages.test_set)
         samples, held_out = stages.pictures()

@@ -25,7 +25,7 @@ REMEDIES = {
     "bool": "255 * x as uint8",
     "uint16": "x // 257 as uint8, if white is 65535",
     "complex": "x.real",
-    "object": "numpy.stack(x), of arrays of one shape",
+    "object": "numpy.array(x.tolist())",
 }
 # Bytes that are all below the first, or not below the second, are of another range.
 DARK, PALE = 32, 127

@@ -48,7 +48,7 @@ def own_images(dataset: Any, split: str = "train", labels: Any = None) -> ImageD
         images = dataset
     else:
         is_array = isinstance(dataset, Tensor) or (
-            isinstance(dataset, np.ndarray) and dataset.dtype != object
+            isinstance(dataset, np.ndarray) and (dataset.dtype != object or dataset.ndim > 1)
         )
         if is_array:
             kind, pixels = "images", channels_first(_pixels(dataset, "images"), "images")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
 
 from ..config import RESIZED
-from ..data import ImageDataset, load_dataset
+from ..data import ImageDataset, load_splits
 from ..fields import SettingError
 from .load import Loaded
 from .log import Start
@@ -48,26 +49,26 @@ def data_of(
 
 def images_for(
     models: Loaded,
-    split: str | None = None,
+    splits: Sequence[str] = (),
     data: str | None = None,
     data_dir: str | Path | None = None,
-) -> ImageDataset:
-    """The images of `data_of` that a split has: train, test, or all of a folder.
+) -> list[ImageDataset]:
+    """The images of `data_of` that splits have: train, test, or all of a folder.
 
     By default test, or all of a folder that no model was trained on. Raises ValueError for held-out
     images that are not those of the training.
     """
     name, place, size, runs = data_of(models, data, data_dir)
-    split = split or ("all" if name == "folder" and not runs else "test")
-    images = load_dataset(name, split, place, image_size=size)
-    if name == "folder" and split == "test":
+    splits = splits or ("all" if name == "folder" and not runs else "test",)
+    datasets = load_splits(name, splits, place, False, size)
+    if name == "folder" and splits[-1] == "test":
         starts = (entry for run in runs for entry in run.read_log() if isinstance(entry, Start))
         held_out = next((entry.held_out_sha256 for entry in starts), None)
-        if held_out not in (None, replace(images, labels=None).digest):
+        if held_out not in (None, replace(datasets[-1], labels=None).digest):
             raise ValueError(
                 f"the held-out images of {place} are not those of the training: files were added, "
                 "removed or changed, or an earlier version split them by their names, and some of "
                 "these may have been trained on. To measure all images, copy them to another "
                 "folder and name that"
             )
-    return images
+    return datasets

@@ -233,6 +233,7 @@ def test_arrays_in_every_form() -> None:
         (torch.from_numpy(x).cfloat(), r"complex64: take x\.real"),
         (x.astype(complex), r"complex128: take x\.real"),
         ([frozen[0].astype(object)], r"^item 0 must .* object: take numpy"),
+        (frozen.astype(object), r"^images must .* object: take numpy\.array\(x\.tolist\(\)\)$"),
     ):
         refuses(words, own_images, array)
 
