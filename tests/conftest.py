@@ -114,7 +114,7 @@ def no_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def small_packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import dsmooth.report.reproduce  # noqa: F401 - which keeps a path of the real ones
+    import dsmooth.experiments  # noqa: F401 - which keeps a path of the real ones
     from tests.helpers.command_runs import write_small_packaged
 
     return write_small_packaged(tmp_path_factory.mktemp("packaged"))

@@ -23,6 +23,7 @@ FLOORS = (
     ("cli",),
     ("commands",),
     ("report",),
+    ("experiments",),
     ("evaluate", "training"),
     ("pretrained",),
     ("pair",),

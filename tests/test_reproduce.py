@@ -25,11 +25,10 @@ from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.published import load_embedded_mnist
 from dsmooth.evaluate.comparison import black_share
 from dsmooth.evaluate.likelihood import bits_per_dim, score_pair
+from dsmooth.experiments import TEST_IMAGES, Report, ReproduceSettings, Stages, choose_evenly
 from dsmooth.files import read_json, write_json
 from dsmooth.pretrained.log import Start, Step, entry_line
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.report.contents import Report
-from dsmooth.report.reproduce import TEST_IMAGES, ReproduceSettings, Stages, choose_evenly
 from dsmooth.results import FLOOR
 from dsmooth.training.step import TrainState
 from dsmooth.work import read_result

@@ -37,13 +37,12 @@ from dsmooth.evaluate.probe import (
     probe_network,
     untrained,
 )
+from dsmooth.experiments import Description, ReproduceSettings, Stages, bytes_to_compare, describe
 from dsmooth.files import structured, write_atomically, write_json
 from dsmooth.nn.weights import weights_digest
 from dsmooth.pretrained import find
 from dsmooth.pretrained.log import Step, entry_line
 from dsmooth.pretrained.runs import RunFolder, WeightsSettings
-from dsmooth.report.contents import Machine, ModelSummary, describe_machine, describe_model
-from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.report.sections import TITLES, grid, settings_table
 from dsmooth.results import (
     COMPARABLE,
@@ -95,18 +94,15 @@ class ClusterNumbers:
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelCard(Description):
     """The numbers of packaged models (card.json). guidance: of the samples "guided".
 
     classes: of models of labelled classes; clusters: of models of their own clusters. judges: the
     tables of `python -m tools.judge`.
     """
 
-    machine: Machine
-    weights_sha256: dict[str, str]
     train_images: int
     test_images: int
-    models: dict[str, ModelSummary]
     bits: BitsResult
     distance_name: str
     guidance: float
@@ -162,11 +158,9 @@ def write_card(
 
     probed: tuple[Literal["noisy", "clean"], ...] = () if is_labelled else ("noisy", "clean")
     card = ModelCard(
-        machine=describe_machine(models.device),
-        weights_sha256={str(role): weights_digest(n) for role, n in models.networks.items()},
+        **vars(describe(models)),
         train_images=len(train_set),
         test_images=len(test_set),
-        models={role: describe_model(role, models) for role in models.networks},
         bits=stages.bits_per_dim(),
         distance_name=make_extractor(CLASSIFIER).facts.distance_name,
         guidance=GUIDANCE,

@@ -20,10 +20,8 @@ from dsmooth.data import SPLITS, load_dataset
 from dsmooth.data.order import choose_images, epoch_order
 from dsmooth.data.pictures import save_grid
 from dsmooth.evaluate.likelihood import score_pair, standard_error
-from dsmooth.nn.weights import weights_digest
+from dsmooth.experiments import ReproduceSettings, Stages, bytes_to_compare, describe
 from dsmooth.pretrained.folders import HERE, PAIR
-from dsmooth.report.contents import describe_machine, describe_model
-from dsmooth.report.reproduce import ReproduceSettings, Stages, bytes_to_compare
 from dsmooth.text import Table, decimals
 from dsmooth.training.step import total_images
 
@@ -68,12 +66,13 @@ def main(photos: str, runs: str, starts: str, *plain: str) -> None:
     save_grid(torch.cat(rows), folder / "samples.png", columns=8 * len(shown))
     sets = {f"samples, {name}": x for name, x in bytes_to_compare(pictures).items()}
     real = choose_images(test, COUNT)
+    described = describe(models)
     card = ModelCard(
-        machine=describe_machine(models.device),
-        weights_sha256={role: weights_digest(models.networks[role]) for role in PAIR},
+        machine=described.machine,
+        weights_sha256={role: described.weights_sha256[role] for role in PAIR},
+        models=described.models,
         train_images=trained_on,
         test_images=len(test),
-        models={role: describe_model(role, models) for role in models.networks},
         bits=stages.bits_per_dim(),
         distance_name="",
         guidance=0.0,

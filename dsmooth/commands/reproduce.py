@@ -9,13 +9,12 @@ from ..config import Role, TrainConfig
 from ..data import SPLITS
 from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import check_dataset
+from ..experiments import PROBES, Report, ReproduceSettings, Stages
 from ..fields import SettingError
 from ..files import printable
 from ..machine import choose_device
 from ..presets import DEFAULT_PRESET, preset
 from ..pretrained import DEFAULT, images_for, load, packaged
-from ..report.contents import Report
-from ..report.reproduce import PROBES, ReproduceSettings, Stages
 from ..report.sections import write_report
 from ..results import bits_table
 from ..training import train

@@ -14,10 +14,10 @@ from torch import Tensor
 from .._extension import __version__
 from ..data.pictures import grid_png
 from ..evaluate.probe import best_probe
+from ..experiments import ModelSummary, Report
 from ..files import write_atomically
 from ..results import COMPARABLE, bits_table
 from ..text import Table, escape_control, render
-from .contents import ModelSummary, Report
 from .plots import probe_png, receptive_png
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -17,10 +17,10 @@ import torch
 import dsmooth
 from dsmooth.cli import main
 from dsmooth.config import ProbeSettings, TrainConfig
+from dsmooth.experiments import ReproduceSettings
 from dsmooth.presets import preset
 from dsmooth.pretrained.folders import HERE
 from dsmooth.pretrained.runs import RunFolder
-from dsmooth.report.reproduce import ReproduceSettings
 from dsmooth.results import BitsResult, FrechetResult
 from dsmooth.work import read_result
 from tests.helpers.networks import numbered

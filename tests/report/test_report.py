@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dsmooth.evaluate.receptive_field import receptive_fields
+from dsmooth.experiments import Machine, ModelSummary, Report
 from dsmooth.files import structured
 from dsmooth.pretrained import packaged
-from dsmooth.report.contents import Machine, ModelSummary, Report
 from dsmooth.report.sections import write_report
 from dsmooth.results import FLOOR, BitsResult, Distance, Extractor, FrechetResult, ProbeResult
 from dsmooth.text import Table

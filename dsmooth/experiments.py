@@ -1,7 +1,8 @@
-"""The paper's experiments in one folder: stages that keep their results, and their report."""
+"""The paper's experiments in one folder: stages that keep their results, and all they found."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -11,27 +12,31 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings
-from ..data import ImageDataset, to_bytes
-from ..data.order import choose_images, epoch_order
-from ..data.pictures import is_diverged, save_grid
-from ..evaluate.comparison import Reference, compare_images
-from ..evaluate.features import CLASSIFIER, make_extractor
-from ..evaluate.likelihood import clean_noise_of, measure_bits
-from ..evaluate.probe import probe_pair
-from ..evaluate.receptive_field import receptive_fields
-from ..files import read_npz
-from ..nn import PixelCNNpp
-from ..nn.condition import NO_CLASS
-from ..pair import SmoothedPair
-from ..pretrained import Loaded
-from ..progress import progress
-from ..results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
-from ..sampling.output import draw_all, write_images
-from ..sampling.resolve import resolve, sampler_precision
-from ..smoothing import GaussianSmoothing
-from ..work import Record, once
-from .contents import Report, describe_machine, describe_model
+from ._extension import __version__
+from .config import Method, Precision, ProbeSettings, TrainingRecord
+from .data import ImageDataset, to_bytes
+from .data.order import choose_images, epoch_order
+from .data.pictures import is_diverged, save_grid
+from .evaluate.comparison import Reference, compare_images
+from .evaluate.features import CLASSIFIER, make_extractor
+from .evaluate.likelihood import clean_noise_of, measure_bits
+from .evaluate.probe import probe_pair
+from .evaluate.receptive_field import receptive_fields
+from .fields import Setting, flatten
+from .files import read_npz
+from .machine import cpu_name
+from .nn import PixelCNNpp
+from .nn.condition import NO_CLASS
+from .nn.weights import weights_digest
+from .pair import SmoothedPair
+from .pretrained import Loaded
+from .progress import progress
+from .results import FLOOR, BitsResult, FrechetResult, ProbeResult, ReceptiveFields
+from .sampling.output import draw_all, write_images
+from .sampling.resolve import resolve, sampler_precision
+from .smoothing import GaussianSmoothing
+from .training.step import kernel_rate
+from .work import Record, once
 
 T = TypeVar("T")
 GRID_IMAGES = 64  # samples in the picture of a grid
@@ -62,6 +67,93 @@ class ReproduceSettings:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Where and with which versions numbers were measured. gpu: None for the CPU."""
+
+    processor: str
+    cpu_threads: int
+    gpu: str | None
+    system: str
+    python: str
+    torch: str
+    dsmooth: str
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model: its settings by dotted names (model.n_filters), and its training if finished."""
+
+    parameters: int
+    settings: dict[str, Setting]
+    training: TrainingRecord | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """Models, by role, with the digests of their weights, and the machine that measures them."""
+
+    machine: Machine
+    weights_sha256: dict[str, str]
+    models: dict[str, ModelSummary]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of a reproduction.
+
+    name: of the settings or models. embedded: whether the data are the MNIST subset inside the
+    package. diverged: images with infinite values, by kind of picture. frechet: None without an
+    extractor for these images. probes: None for images without labels.
+    """
+
+    name: str
+    data: str
+    embedded: bool
+    train_images: int
+    test_images: int
+    image_size: tuple[int, int]
+    machine: Machine
+    models: dict[str, ModelSummary]
+    seed: int
+    diverged: dict[str, int]
+    bits: BitsResult
+    frechet: FrechetResult | None
+    probes: ProbeResult | None
+    receptive_fields: ReceptiveFields
+
+
+def describe(models: Loaded) -> Description:
+    """What a card or report states of models before any measurement."""
+    device = models.device
+    machine = Machine(
+        processor=cpu_name(),
+        cpu_threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        dsmooth=__version__,
+    )
+    summaries: dict[str, ModelSummary] = {}
+    for role, network in models.networks.items():
+        run, training = models.runs.get(role), None
+        if run is None:
+            noise = models.pair.smoothing
+            known: dict[str, Any] = {"model": asdict(network.config)}
+            known |= {"smoothing": noise.kind, "scale": noise.scale}
+        else:
+            config = run.read_config()[0]
+            known = {key: value for key, value in asdict(config).items() if key != "data_dir"}
+            if run.is_finished():
+                training, is_muon = network.record, config.optimizer == "muon"
+                known["kernel_rate"] = kernel_rate(config) if is_muon else None
+        parameters = sum(p.numel() for p in network.parameters())
+        summaries[role] = ModelSummary(parameters, flatten(known), training)
+    digests = {str(role): weights_digest(network) for role, network in models.networks.items()}
+    return Description(machine, digests, summaries)
+
+
+@dataclass(frozen=True)
 class Stages:
     """The experiments with loaded models, each with its file in one folder.
 
@@ -84,6 +176,7 @@ class Stages:
         """
         models, train_set, test_set = self.models, self.train_set, self.test_set
         pictures = sorted({**samples, **held_out}.items())
+        described = describe(models)
         has_labels = train_set.labels is not None and test_set.labels is not None
         return Report(
             name=name,
@@ -92,8 +185,8 @@ class Stages:
             train_images=len(train_set),
             test_images=len(test_set),
             image_size=test_set.image_size,
-            machine=describe_machine(models.device),
-            models={role: describe_model(role, models) for role in models.networks},
+            machine=described.machine,
+            models=described.models,
             seed=self.choices.seed,
             diverged={kind: int(is_diverged(x).sum()) for kind, x in pictures},
             bits=self.bits_per_dim(),
