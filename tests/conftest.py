@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import shutil
 import signal
@@ -54,16 +55,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
     grids: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        is_case = item.get_closest_marker("grid") and hasattr(item, "callspec")
-        if is_case and not item.get_closest_marker("full"):
+        if item.get_closest_marker("grid") and hasattr(item, "callspec"):
             grids[item.nodeid.partition("[")[0]].append(item)
     for cases in grids.values():
-        values = [_values(case) for case in cases]
-        axes = [list(dict.fromkeys(axis)) for axis in zip(*values, strict=True)]
-        diagonal = {tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))}
-        for case, own in zip(cases, values, strict=True):
-            if own not in diagonal:
-                case.add_marker(pytest.mark.full)
+        mark_off_the_diagonal(cases)
+
+
+def mark_off_the_diagonal(cases: list[pytest.Item]) -> None:
+    """Mark the cases of a product as `full`, except case i of each parameter, for i = 0, 1, ..
+
+    A parameter that has fewer values begins again; values that are `full` already do not count.
+    Cases that are named on the command line run.
+    """
+    counts = (len(mark.args[1]) for mark in cases[0].iter_markers("parametrize"))
+    numbers = [*itertools.product(*map(range, counts))]  # in the order of pytest's own product
+    if len(numbers) > len(cases):
+        return
+    numbered = zip(numbers, cases, strict=True)
+    own = {n: case for n, case in numbered if not case.get_closest_marker("full")}
+    axes = [sorted({*axis}) for axis in zip(*own, strict=True)]
+    length = max(map(len, axes), default=0)
+    diagonal = {tuple(axis[i % len(axis)] for axis in axes) for i in range(length)}
+    for number in own.keys() - diagonal:
+        own[number].add_marker(pytest.mark.full)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -79,15 +93,6 @@ def pytest_collection() -> Iterator[None]:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # extensions tell of objects that outlive the interpreter
-
-
-def _values(case: pytest.Item) -> tuple[tuple[int, ...], ...]:
-    """The identities of what each `parametrize` of a case gives to it."""
-    given = []
-    for mark in case.iter_markers("parametrize"):
-        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
-        given.append(tuple(id(case.callspec.params[name.strip()]) for name in names))
-    return tuple(given)
 
 
 @pytest.fixture
