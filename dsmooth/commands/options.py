@@ -174,12 +174,11 @@ def given_settings(options: Train) -> dict[str, Any]:
     """The settings in the options, by name. Raises ValueError for some that contradict others."""
     values = {name: value for name, value in vars(options).items() if name in SETTINGS}
     given = {name: x for name, x in values.items() if x is not None and x is not False}
-    given = {name: str(x) if isinstance(x, Path) else x for name, x in given.items()}
     if options.execution.precision != "auto":
         given["precision"] = options.execution.precision
     more = [setting_of_text(text) for text in options.set]
     if options.folder is not None:
-        more += [("data", "folder"), ("data_dir", str(options.folder))]
+        more += [("data", "folder"), ("data_dir", options.folder)]
     for name, value in more:
         if name in given:
             raise SettingError(name, "was given twice: leave one out")

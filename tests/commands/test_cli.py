@@ -19,7 +19,6 @@ import pytest
 import dsmooth
 from dsmooth import cli
 from dsmooth.cli import explain, parse
-from dsmooth.commands.options import given_settings
 from dsmooth.commands.reproduce import runs_of
 from dsmooth.data import load_dataset
 from dsmooth.fields import SettingError
@@ -120,17 +119,13 @@ def test_help_is_for_people(capsys, monkeypatch, command: str) -> None:
 
 def test_paths_may_begin_at_home(monkeypatch, capsys) -> None:
     """Names that no user has stay."""
-    monkeypatch.setenv("HOME", "/home/me")
-    paths = {"data-dir": "/home/me/a", "labels": "/home/me", "init": "~nobody-at-all/x"}
-    words = [f"--{name}={path.replace('/home/me', '~')}" for name, path in paths.items()]
-    given = given_settings(parse(["train", "noisy", *words, "--set", "data=~/x"]))
-    assert given == {**{k.replace("-", "_"): v for k, v in paths.items()}, "data": "~/x"}
-    sample = parse(["sample", "~/b", "--out", "~/x.png", "~/y.npz", "--label", "~"])
-    assert sample.models == (Path("/home/me/b"),)
-    assert sample.out == (Path("/home/me/x.png"), Path("/home/me/y.npz"))
-    assert sample.drawing.label == "~"
-    bits = parse(["evaluate", "bpd", "a", "--data-dir", "~", "--plain", "~/p"])
-    assert (bits.dataset.data_dir, bits.plain) == (Path("/home/me"), Path("/home/me/p"))
+    monkeypatch.setenv("HOME", "/me")
+    settings = settings_of(capsys, "noisy --data-dir=~/a --labels ~")
+    assert (settings["data_dir"], settings["labels"]) == ("/me/a", "/me")
+    found = parse(["sample", "~/b", "~no-one/c", "--out", "~/x.png", "--label", "~"])
+    paths = (*found.models, *found.out, parse(["probe", "a", "--data-dir", "~"]).dataset.data_dir)
+    assert [*map(str, paths)] == ["/me/b", "~no-one/c", "/me/x.png", "/me"]
+    assert found.drawing.label == "~"
 
 
 def test_the_traceback_of_an_error_is_shown_on_request(monkeypatch, capsys) -> None:

@@ -6,13 +6,12 @@ import errno
 import os
 import shutil
 import signal
-import tempfile
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -256,16 +255,13 @@ def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch) -> None:
         check_writable(tmp_path / name)
         write_atomically(tmp_path / name, b"")
     refuses("x cannot be written: .*: File name too long", check_writable, tmp_path / ("x" * 256))
-    original, mine = tempfile.TemporaryFile, tmp_path / "mine"
-    mine.mkdir()
-
-    def ask(dir: Path) -> Any:
-        return original(dir=tmp_path / "none" if dir == tmp_path else dir)
-
-    monkeypatch.setattr("tempfile.TemporaryFile", ask)
-    check_writable(mine)
-    check_writable(mine / "new")
-    refuses("other cannot be written: .*: No such file", check_writable, tmp_path / "other")
+    (tmp_path / "mine").mkdir()
+    places = Mock()
+    monkeypatch.setattr("tempfile.TemporaryFile", places)
+    for name in ("mine", "mine/new", "other"):
+        check_writable(tmp_path / name)
+    mine, above = call(dir=tmp_path / "mine"), call(dir=tmp_path)
+    assert places.call_args_list == [mine, mine, above]
 
 
 def test_a_full_disk_is_of_the_log(tmp_path, monkeypatch) -> None:
