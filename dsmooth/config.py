@@ -109,7 +109,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        check_one_of("image_channels", self.image_channels, (1, 3))
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale, self.image_channels)
         if self.fourier_features and self.likelihood != "discretized":
             raise SettingError(

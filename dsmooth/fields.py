@@ -169,10 +169,17 @@ def check_number(name: str, value: object, least: int = 1, most: int | None = No
     raise SettingError(name, f"must {allowed}, got {value!r}")
 
 
-def check_numbers(**numbers: Any) -> None:
-    """`check_number` of several, each a tuple: the value, and its bounds."""
-    for name, (value, *bounds) in numbers.items():
-        check_number(name, value, *bounds)
+def _of_several(check: Callable[..., None]) -> Callable[..., None]:
+    """A check of several arguments: NAME=(value, what the check of one takes after it)."""
+
+    def check_all(**arguments: tuple[Any, ...]) -> None:
+        for name, values in arguments.items():
+            check(name, *values)
+
+    return check_all
+
+
+check_choices, check_numbers = _of_several(check_one_of), _of_several(check_number)
 
 
 def check_floating(name: str, tensor: object) -> None:
@@ -187,7 +194,7 @@ def check_floating(name: str, tensor: object) -> None:
 def check_tensor(
     name: str,
     tensor: object,
-    shape: Sequence[int | str],
+    shape: Sequence[int | str | tuple[int, ...]],
     device: torch.device | None = None,
     dtypes: Collection[torch.dtype] = (),
     *,
@@ -195,7 +202,8 @@ def check_tensor(
 ) -> None:
     """Raise TypeError unless `tensor` is a tensor, ValueError for a wrong shape, device or dtype.
 
-    shape: numbers, or letters for dimensions of any size. dtypes: the allowed ones; empty for any.
+    shape: numbers, tuples of them to choose from, or letters for dimensions of any size. dtypes:
+    the allowed ones; empty for any.
     floating: whether it must be floating point, else TypeError.
     """
     from torch import Tensor
@@ -203,9 +211,11 @@ def check_tensor(
     if not isinstance(tensor, Tensor) or (floating and not tensor.is_floating_point()):
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a {'floating-point ' * floating}tensor, got {got}")
-    pairs = zip(shape, tensor.shape, strict=False)
-    if tensor.ndim != len(shape) or any(n != m and not isinstance(n, str) for n, m in pairs):
-        words = str(tuple(shape)).replace("'", "")
+    allowed = [n if isinstance(n, str | tuple) else (n,) for n in shape]
+    pairs = zip(allowed, tensor.shape, strict=False)
+    if tensor.ndim != len(shape) or any(m not in n for n, m in pairs if not isinstance(n, str)):
+        sizes = (n if isinstance(n, str) else " or ".join(map(str, n)) for n in allowed)
+        words = str(tuple(sizes)).replace("'", "")
         raise ValueError(f"{name} must have shape {words}, got {tuple(tensor.shape)}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")

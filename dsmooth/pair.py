@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .bound import GRADIENT_PASSES, TOP_CLASSES, Bound, log_mean_exp, log_weights
 from .config import Classes, Method, Precision
-from .fields import check_number
+from .fields import check_number, check_numbers
 from .machine import torch_threads
 from .nn import PixelCNNpp
 from .nn.condition import ClassLabel, labels_of, log_prior
@@ -244,8 +244,6 @@ class SmoothedPair(Pretrained):
     def bound(self, top_classes: int | None = TOP_CLASSES) -> Bound:
         """What the bounds of this pair are computed by; top_classes: of `forward`."""
         pair, log_prior = in_evaluation(self), self.log_prior
-        if top_classes is not None:
-            check_number("top_classes", top_classes)
         if top_classes is None or top_classes + GRADIENT_PASSES >= len(log_prior):
             top_classes = len(log_prior)
         return Bound(pair.noisy, pair.denoiser, self.smoothing, log_prior, top_classes)
@@ -254,7 +252,7 @@ class SmoothedPair(Pretrained):
         self, x: Tensor, label: ClassLabel | None, n_noise: int, top_classes: int | None
     ) -> tuple[Bound, Tensor | None]:
         """The bound, and the labels (B,) int64 on the device or None; checks the arguments."""
-        check_number("n_noise", n_noise)
+        check_numbers(n_noise=(n_noise,), top_classes=(1 if top_classes is None else top_classes,))
         shape = "B", self.noisy.config.image_channels, *self.image_size
         check_images("x", x, shape, self.device)
         check_scale("x", x, as_bytes=self.denoiser.config.likelihood == "discretized")

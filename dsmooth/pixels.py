@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, get_args
 
-from .fields import SettingError, check_one_of
+from .fields import SettingError, check_choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +49,12 @@ def check_likelihood(
 ) -> int:
     """J, the number of atoms: 0 or 256.
 
-    Raises ValueError for an unknown likelihood, or for atoms or a scale that do not go with it.
+    Raises ValueError for an unknown likelihood, other atoms or channels, or for atoms or a scale
+    that do not go with it.
     """
-    check_one_of("likelihood", likelihood, get_args(Likelihood))
+    likelihoods = likelihood, get_args(Likelihood)
+    kinds, channels = (atoms, ((), "all")), (image_channels, (1, 3))
+    check_choices(likelihood=likelihoods, image_channels=channels, atoms=kinds)
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
         raise SettingError(
             "smoothing_scale",
@@ -59,7 +62,6 @@ def check_likelihood(
         )
     if atoms == ():
         return 0
-    check_one_of("atoms", atoms, ((), "all"))
     if likelihood != "discretized":
         raise SettingError("atoms", f'need likelihood "discretized", got {likelihood!r}')
     if image_channels != 1:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from .config import DERIVED, ModelConfig, Role, TrainConfig, settled
-from .fields import SettingError, check_one_of, types_of
+from .fields import SettingError, check_choices, types_of
 
 _F32 = ModelConfig(3, n_filters=32, n_resnet=2, dropout=0.0, context_layers=2)
 _F40 = ModelConfig(1, n_filters=40, n_resnet=5, dropout=0.5)
@@ -87,8 +87,7 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     budget replaces the preset's images. Raises ValueError for an unknown name and as
     `with_settings`, TypeError for an unknown field.
     """
-    check_one_of("preset", name, PRESETS)
-    check_one_of("role", role, get_args(Role))
+    check_choices(preset=(name, PRESETS), role=(role, get_args(Role)))
     # A run that begins with given weights, whose settings have no rate, has smaller ones.
     rates = {"learning_rate", "kernel_rate", "rate_factor"}
     if settings.get("init") is not None and not rates & {*settings}:

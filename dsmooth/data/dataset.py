@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Classes
-from ..fields import SettingError, check_number, check_one_of, check_tensor
+from ..fields import SettingError, check_number, check_tensor
 from ..pixels import byte_of, value_of
 
 T = TypeVar("T")
@@ -198,8 +198,7 @@ class ImageDataset:
         class_names: tuple[str, ...] = (),
         embedded: bool = False,
     ) -> None:
-        check_tensor("images", images, ("N", "C", "H", "W"), dtypes=(torch.uint8,))
-        check_one_of("channels", images.shape[1], (1, 3))
+        check_tensor("images", images, ("N", (1, 3), "H", "W"), dtypes=(torch.uint8,))
         if labels is not None:
             check_tensor("labels", labels, images.shape[:1], dtypes=(torch.int64,))
         names = class_names if labels is not None else ()

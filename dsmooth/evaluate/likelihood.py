@@ -19,7 +19,7 @@ from torch import Tensor
 from ..bound import bound_terms, log_mean_exp
 from ..config import Precision, Role
 from ..data import ImageDataset
-from ..fields import check_number
+from ..fields import check_number, check_numbers
 from ..functional.logistic_mixture import logistic_mixture_log_prob_inner
 from ..machine import autocast
 from ..nn import PixelCNNpp
@@ -148,8 +148,10 @@ def paired_difference(scores: Scores, other: Scores) -> Difference | None:
     return Difference(float(difference.mean()), standard_error(difference), scores.n_images)
 
 
-def check_dataset(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset) -> None:
-    """Raise ValueError for images of another shape than a pair's, or than a network's if known."""
+def check_dataset(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset, least: int = 1) -> None:
+    """Raise ValueError for fewer images than `least`, and for images of another shape than a
+    pair's, or than a network's if known."""
+    check_number("images", len(dataset), least)
     kind, network = ("pair", model.noisy) if isinstance(model, SmoothedPair) else ("model", model)
     wanted = (network.config.image_channels, *(model.image_size or dataset.image_size))
     if (shape := tuple(dataset.images.shape[1:])) != wanted:
@@ -174,10 +176,11 @@ class Measured:
     dtype: torch.dtype
 
 
-def measured(model: SmoothedPair | PixelCNNpp, dataset: ImageDataset, batch_size: int) -> Measured:
-    """Raises ValueError for a batch size, images or labels that do not fit the model."""
-    check_number("batch_size", batch_size)
-    check_number("images", len(dataset))
+def measured(
+    model: SmoothedPair | PixelCNNpp, dataset: ImageDataset, batch_size: int, n_noise: int = 1
+) -> Measured:
+    """Raises ValueError for numbers out of range, and images or labels that do not fit."""
+    check_numbers(batch_size=(batch_size,), n_noise=(n_noise,))
     check_dataset(model, dataset)
     classes, seen = model.classes, dataset.has_classes(model.classes)
     label = dataset.labels_for(classes) if seen else NO_CLASS if classes else None
@@ -230,8 +233,8 @@ def score_pair(
     also bound log p(x) by the sum over its classes, as `SmoothedPair.elbo` does without a label.
     Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
-    check_number("n_noise", n_noise)
-    images, bound, smoothing = measured(pair, dataset, batch_size), pair.bound(), pair.smoothing
+    images, bound = measured(pair, dataset, batch_size, n_noise), pair.bound()
+    smoothing = pair.smoothing
     noise = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE) if clean_noise else None
 
     def nats_of(x: Tensor, labels: Tensor | None, first: int, draw: int) -> dict[str, Tensor]:

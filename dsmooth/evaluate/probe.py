@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..config import Precision, ProbeSettings
 from ..data import ImageDataset
-from ..fields import check_number
 from ..machine import autocast, torch_seed
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS
@@ -92,8 +91,7 @@ def probe_pair(
     """
     train, test = train_set.first(settings.train_images), test_set.first(settings.test_images)
     for data in (train, test):
-        check_dataset(pair, data)
-        check_number("images", len(data), 2)  # one of the training images is held out
+        check_dataset(pair, data, 2)  # one of the training images is held out
     pair = in_evaluation(pair)
     settings = replace(settings, train_images=len(train), test_images=len(test))
     inputs = ProbeInputs(train, test, pair.smoothing, settings, precision)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import LARGEST, Classes, Conditioning, ModelConfig
-from ..fields import check_number, check_one_of
+from ..fields import check_choices, check_number
 from ..files import read_tensors
 from ..functional.shifted_conv import fold_weight_norm
 from ..nn import PixelCNNpp
@@ -60,8 +60,10 @@ def load_pixelcnnpp(
     not safetensors, and for keys or shapes that are not this network's; FileNotFoundError for a
     missing file.
     """
-    check_one_of("conditioning", conditioning, ("none", "stack"))
-    check_one_of("likelihood", likelihood, ("continuous", "discretized"))
+    likelihoods = "continuous", "discretized"
+    check_choices(
+        conditioning=(conditioning, ("none", "stack")), likelihood=(likelihood, likelihoods)
+    )
     state = _with_port_names(source)
     with torch.device("meta"):
         model = PixelCNNpp(_config_of(state, conditioning, likelihood))

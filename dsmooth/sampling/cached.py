@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._extension import extension
 from ..cuda import sampler_kernel
-from ..fields import check_one_of
+from ..fields import check_choices, check_one_of
 from ..nn import PixelCNNpp
 from ..nn.weights import changed_layer
 from ..progress import advance_to
@@ -46,11 +46,11 @@ class PackedNetwork:
         if (reason := changed_layer(model)) is not None:
             raise TypeError(f"the cached sampler cannot run this model: {reason}")
         device = model.device
-        check_one_of("device", device.type, ("cpu", "cuda"))
+        dtypes = torch.float32, torch.bfloat16
+        check_choices(device=(device.type, ("cpu", "cuda")), dtype=(dtype, dtypes))
         for name, parameter in model.named_parameters():
             if not np.isfinite(as_numpy(parameter)).all():
                 raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
-        check_one_of("dtype", dtype, (torch.float32, torch.bfloat16))
         self.config = model.config
         self.dtype, self.image_dtype = dtype, torch.float32
         self.device = device

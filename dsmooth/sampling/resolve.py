@@ -19,7 +19,7 @@ from torch import Tensor
 from .._extension import warn_once
 from ..config import Classes, Method, ModelConfig, Precision
 from ..cuda import sampler_obstacle
-from ..fields import SettingError, check_numbers, check_one_of, check_tensor
+from ..fields import SettingError, check_choices, check_numbers, check_tensor
 from ..machine import choose_device, has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..nn.condition import NO_CLASS, ClassLabel, check_context, labels_of
@@ -76,8 +76,7 @@ def resolve(
     images must fit there. Others: see `SmoothedPair.sample` and `Choices`.
     Raises ValueError or TypeError for all that is out of range or does not fit the model.
     """
-    check_one_of("method", method, get_args(Method))
-    check_one_of("precision", precision, get_args(Precision))
+    check_choices(method=(method, get_args(Method)), precision=(precision, get_args(Precision)))
     networks, smoothing = parts_of(model, method, size is None)
     configs = [network.config for network in networks]
     is_pair, device = len(networks) == 2, networks[0].device
@@ -95,9 +94,7 @@ def resolve(
     if in_memory:
         check_memory(total, shape)
     temperature = normal_float("temperature", temperature)
-    guidance = normal_float("guidance", guidance, or_zero=True)
-    if guidance:
-        check_guidance(configs if method == "two-step" else configs[:1])
+    guidance = resolved_guidance(guidance, configs if method == "two-step" else configs[:1])
 
     pixels = None
     if (x is not None) + (known is not None) != (mask is not None):
@@ -192,16 +189,16 @@ def normal_float(name: str, value: object, *, or_zero: bool = False) -> float:
     return number
 
 
-def check_guidance(configs: Sequence[ModelConfig]) -> None:
-    """Raise ValueError unless the networks with classes support guidance: a pass with a class and
-    one without."""
-    for config in [config for config in configs if config.classes] or configs[:1]:
-        if config.classes is None or config.classes.dropout == 0:
-            found = (
-                "has no classes" if config.classes is None else "was trained with label_dropout 0"
-            )
+def resolved_guidance(guidance: object, configs: Sequence[ModelConfig]) -> float:
+    """The guidance weight. Unless it is 0, the networks with classes, which have these settings,
+    must support guidance: a pass with a class and one without."""
+    weight = normal_float("guidance", guidance, or_zero=True)
+    for classes in [config.classes for config in configs if config.classes] or (None,):
+        if weight and (classes is None or classes.dropout == 0):
+            found = "has no classes" if classes is None else "was trained with label_dropout 0"
             words = f"needs a model with classes and label dropout; this one {found}"
             raise SettingError("guidance", words)
+    return weight
 
 
 def known_pixels(

@@ -71,7 +71,7 @@ def test_to_bytes_gives_the_nearest_level(value: float) -> None:
         (lambda: to_bytes(torch.tensor([0.0, torch.nan])), "NaN, got 1 among 2"),
         (lambda: to_bytes(IMAGES), "x must have a floating-point dtype, got torch.ui"),
         (lambda: to_float(IMAGES.float()), "images must have dtype torch.uint8, got"),
-        (lambda: made(IMAGES[:, :2]), "`channels` must be one of 1, 3, got 2"),
+        (lambda: made(IMAGES[:, :2]), r"images must have shape \(N, 1 or 3, H, W\), got"),
         (lambda: made(IMAGES, labels=torch.arange(6)), r"labels .* shape \(7,\), got \(6,\)"),
         (lambda: load_dataset("svhn", "train"), "one of mnist, .* got 'svhn'"),
         (lambda: load_dataset("mnist", "all"), "one of train, test, got 'all'"),
